@@ -1,0 +1,3 @@
+module github.com/belay-storage/belay
+
+go 1.26
