@@ -1,0 +1,24 @@
+package detach
+
+import (
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// Events are callbacks for metrics and for the orchestrator's own events. Any may be nil. They are called from
+// several goroutines and must not block.
+type Events struct {
+	// DetachRefused: the gate answered an Unpublish with an error.
+	DetachRefused func(id volume.ID, node volume.NodeID, cause error)
+	// BarrierStarted: the work that ends in a receipt began for the attachment.
+	BarrierStarted func(a volume.Attachment)
+	// BarrierProgress: how far it is.
+	BarrierProgress func(a volume.Attachment, p engine.Progress)
+	// ReceiptWritten: the receipt is in force.
+	ReceiptWritten func(a volume.Attachment, kind receipt.Kind)
+	// Fenced: every writer up to the attachment's is shut out.
+	Fenced func(a volume.Attachment, proof engine.FenceProof, reason string)
+	// Quarantined: copies disagree.
+	Quarantined func(a volume.Attachment, cause string)
+}
