@@ -1,0 +1,91 @@
+# Two commands for a start: make build, make demo. `make help` lists the rest.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+ROOT    := $(shell id -u)
+FUZZ    ?= 5s
+UNIT    := ./pkg/... ./cmd/... ./tests/house/...
+export CGO_ENABLED := 0
+
+# The linter's version; it is fetched only by `make lint`, and only where it can be had.
+GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# Programs that the node role and the tests call, and the Debian packages that have them.
+TOOLS    := fio mkfs.ext4 mkfs.xfs mkfs.btrfs losetup fsck mount
+PACKAGES := fio e2fsprogs xfsprogs btrfs-progs util-linux mount
+
+.PHONY: help
+help: ## show this list
+	@echo 'Belay: replicated block storage that never lets go of a volume before its data is provably safe.'
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@echo
+	@echo 'Variables: FUZZ=5s (time for each fuzz target), VERSION=$(VERSION)'
+
+.PHONY: build
+build: ## build bin/belay
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/belay ./cmd/belay
+
+.PHONY: deps
+deps: ## install the Debian packages that tests and demo call (root, and only what is missing)
+	@missing=(); for tool in $(TOOLS); do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if [ $(ROOT) -ne 0 ]; then echo "missing: $${missing[*]}; as root: apt-get install $(PACKAGES)" >&2; exit 1; fi; \
+	echo "installing for $${missing[*]}"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq; apt-get install -y -qq --no-install-recommends $(PACKAGES)
+
+.PHONY: unit
+unit: ## go vet and the tests that need neither root, cluster nor network
+	go vet ./...
+	go test $(UNIT)
+
+.PHONY: test
+test: unit ## all tests: unit, and as root the CSI conformance suite and the short kill tests
+ifeq ($(ROOT),0)
+	$(MAKE) deps build
+	go test -count=1 -timeout 15m ./tests/sanity/...
+	go test -count=1 -timeout 15m -short ./tests/crash/...
+else
+	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
+endif
+
+.PHONY: crash
+crash: deps build ## the kill tests in full: 200 kills under fio with verification (root)
+	go test -count=1 -timeout 60m -v ./tests/crash/...
+
+.PHONY: demo
+demo: deps build ## the whole story on this machine, a line a step (root)
+	go run ./tests/demo
+
+.PHONY: bench
+bench: deps build ## IOPS, latency and CPU beside raw files and loop, written to out/bench.json (root)
+	go run ./tests/bench
+
+.PHONY: bench-detach
+bench-detach: deps build ## barrier time against what was written and the size of the volume (root)
+	go run ./tests/bench -detach
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZ each
+	@for package in $$(go list ./pkg/...); do \
+	  for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+	    echo "$$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZ) $$package; \
+	  done; \
+	done
+
+.PHONY: lint
+lint: ## go vet, gofmt, the house rules, and golangci-lint where it can be had
+	go vet ./...
+	@unformatted=$$(gofmt -l cmd pkg tests); if [ -n "$$unformatted" ]; then echo "gofmt: $$unformatted" >&2; exit 1; fi
+	go test -count=1 ./tests/house/...
+	@if go run $(GOLANGCI) --version >/dev/null 2>&1; then go run $(GOLANGCI) run ./...; else echo 'golangci-lint cannot be had here: skipped'; fi
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf bin out

@@ -1,0 +1,99 @@
+package house
+
+import (
+	"slices"
+	"strings"
+)
+
+// Below lists, for each package, the packages of ours that it may import. Imports point down. A package that is
+// not here has no place yet: give it one, with the reason.
+var Below = map[string][]string{
+	// The vocabulary, the door to the disk and the line between processes are leaves: everything may rest on them.
+	"pkg/volume": {},
+	"pkg/vfs":    {},
+	"pkg/wire":   {},
+
+	// The contract and what is written in its words.
+	"pkg/engine":            {"pkg/volume"},
+	"pkg/engine/enginetest": {"pkg/engine", "pkg/volume", "pkg/vfs"},
+	"pkg/receipt":           {"pkg/engine", "pkg/volume", "pkg/vfs"},
+
+	// What stands beside the column: devices, mounts and the engines. An engine never learns what a receipt says or
+	// what CSI asked.
+	"pkg/device":        {"pkg/volume"},
+	"pkg/mount":         {"pkg/volume"},
+	"pkg/mirror/quorum": {"pkg/volume"},
+	"pkg/mirror/digest": {"pkg/mirror/quorum", "pkg/volume"},
+	"pkg/mirror/store":  {"pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
+	"pkg/mirror": {"pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device",
+		"pkg/volume", "pkg/vfs", "pkg/wire"},
+
+	// The column. The gate sees engines through the contract only; the servers see the gate.
+	"pkg/detach": {"pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume", "pkg/vfs"},
+	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
+	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/wire"},
+
+	// Measuring is wired in cmd alone, so nothing measured knows of it and it knows the vocabulary only.
+	"pkg/telemetry": {"pkg/volume"},
+}
+
+// wall is a rule about what may be imported where.
+type wall struct {
+	reason string
+	what   func(imported string) bool
+	// within are the directories whose files may. tests may always; test files beside the code count as the code unless said.
+	within    []string
+	testFiles bool // test files may too
+}
+
+// Walls are the rules about libraries and about engines.
+var Walls = []wall{
+	{
+		reason: "only cmd knows which engines exist; everyone else sees pkg/engine, so that an engine can be added without touching the gate",
+		what:   ours("pkg/mirror", "pkg/ceph", "pkg/longhorn"), within: []string{"cmd", "pkg/mirror", "pkg/ceph", "pkg/longhorn"},
+	},
+	{
+		reason: "CSI types and gRPC codes live in pkg/driver: the rest speaks of volumes and errors, not of calls",
+		what:   under("github.com/container-storage-interface/spec", "github.com/kubernetes-csi", "google.golang.org/grpc"), within: []string{"pkg/driver"},
+	},
+	{
+		reason: "client-go lives in pkg/kube: the rest runs without a cluster",
+		what:   under("k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io"), within: []string{"pkg/kube"},
+	},
+	{
+		reason: "Prometheus and OpenTelemetry live in pkg/telemetry: packages report through callbacks",
+		what:   under("github.com/prometheus", "go.opentelemetry.io"), within: []string{"pkg/telemetry"},
+	},
+	{
+		reason: "flags and verbs live in cmd",
+		what:   under("github.com/spf13", "github.com/schollz"), within: []string{"cmd"},
+	},
+	{
+		reason: "nothing imports tests: they may know everything, so whoever imports them would too",
+		what:   ours("tests"), within: nil,
+	},
+}
+
+func ours(dirs ...string) func(string) bool {
+	for i, d := range dirs {
+		dirs[i] = module + "/" + d
+	}
+	return under(dirs...)
+}
+
+func under(prefixes ...string) func(string) bool {
+	return func(imported string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return within(imported, p) })
+	}
+}
+
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// Pure are the files that decide: no clock, goroutine, disk or network, so that the simulator and the model see the same code as
+// production, and every run of it can be repeated.
+func Pure(f File) bool {
+	return !f.Test && (f.Dir == "pkg/volume" || f.Dir == "pkg/mirror/quorum" || f.Path == "pkg/detach/machine.go")
+}
+
+// impure are the standard packages through which a clock, a goroutine, the disk or the network would get in.
+var impure = under("time", "os", "net", "sync", "context", "io", "math/rand", "crypto/rand", "syscall", "log", "golang.org/x/sys", "golang.org/x/sync")
