@@ -1,0 +1,284 @@
+package mount
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind says in what way something holds a device.
+type Kind string
+
+// Kinds of holders.
+const (
+	HeldByMount      Kind = "mount"      // its filesystem or its node is mounted, in some mount namespace
+	HeldByFilesystem Kind = "filesystem" // the kernel keeps a superblock or a journal of it
+	HeldByDevice     Kind = "device"     // another block device is built on it
+	HeldByProcess    Kind = "process"    // a process has it, or a file on it, open
+	HeldByClaim      Kind = "claim"      // the kernel refuses to open it exclusively, and nothing else says why
+)
+
+// Holder is one thing that holds a device.
+type Holder struct {
+	Kind    Kind   `json:"kind"`
+	Name    string `json:"name"`          // mount point, file, device, or what the kernel calls it
+	PID     int    `json:"pid,omitempty"` // of the process, or of one that sees the mount
+	Command string `json:"command,omitempty"`
+}
+
+func (h Holder) String() string {
+	s := string(h.Kind) + " " + h.Name
+	if h.PID != 0 {
+		s = fmt.Sprintf("%s (process %d, %s)", s, h.PID, h.Command)
+	}
+	return s
+}
+
+// Held returns all that holds the device. An empty list is a proof that nothing does: no mount in any namespace of any
+// process, no superblock or journal in the kernel, no device above it, no foreign process with it open, and an exclusive
+// open succeeded. Where one of these could not be asked it is an error, with one exception: a process that this one may
+// not look into (it has more capabilities) is passed over. Its mounts and files are still found by the kernel's lists;
+// a bare descriptor of the device is not, and it is the engine's barrier that stops its writes.
+func (m *Mounter) Held(ctx context.Context, device string) ([]Holder, error) {
+	dev, err := deviceOf(device)
+	if err != nil {
+		return nil, fmt.Errorf("who holds %s: %w", device, err)
+	}
+	p := probe{dev: dev, files: dev, mountIDs: map[uint64]bool{}, owned: m.owned}
+	for _, ask := range []func() error{p.mounts, p.kernel, p.processes, func() error { return p.claim(device) }} {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("who holds %s: %w", device, err)
+		}
+		if err := ask(); err != nil {
+			return nil, fmt.Errorf("who holds %s: %w", device, err)
+		}
+	}
+	return p.found, nil
+}
+
+// usersOf returns what uses the mount: mounts below it and processes with files of its filesystem open.
+func (m *Mounter) usersOf(e Entry) []Holder {
+	p := probe{dev: none, files: e.device, mountIDs: map[uint64]bool{e.id: true}, owned: func(int) bool { return false }, maps: true}
+	if all, err := mountTable("self"); err == nil {
+		for _, other := range all {
+			if strings.HasPrefix(other.Path, e.Path+"/") {
+				p.found = append(p.found, Holder{Kind: HeldByMount, Name: other.Path})
+			}
+		}
+	}
+	if err := p.processes(); err != nil {
+		m.log.Warn("could not look for the users of a mount", "path", e.Path, "error", err)
+	}
+	return p.found
+}
+
+// none is the number of no device.
+var none = blockDevice{^uint32(0), ^uint32(0)}
+
+// probe collects the holders of one device.
+type probe struct {
+	dev      blockDevice
+	files    blockDevice     // what its files show as their device in memory maps
+	mountIDs map[uint64]bool // of its mounts
+	owned    func(pid int) bool
+	maps     bool // look at memory maps too
+	found    []Holder
+}
+
+// mounts looks into the mount namespace of every process, its own first.
+func (p *probe) mounts() error {
+	if err := p.mountsOf(os.Getpid(), false); err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	return eachProcess(func(pid int) error {
+		namespace, err := os.Readlink(filepath.Join(procPath(pid), "ns/mnt"))
+		if err != nil && !unseen(err) || namespace != "" && seen[namespace] {
+			return err
+		}
+		seen[namespace] = true
+		return p.mountsOf(pid, true)
+	})
+}
+
+// mountsOf adds the mounts that the process sees; it is named where foreign is set.
+func (p *probe) mountsOf(pid int, foreign bool) error {
+	table, err := mountTable(strconv.Itoa(pid))
+	if err != nil {
+		return err
+	}
+	for _, e := range table {
+		if p.mountIDs[e.id] || !e.shows(p.dev, filepath.Join(procPath(pid), "root")) {
+			continue
+		}
+		p.mountIDs[e.id] = true
+		if e.FSType == "btrfs" {
+			p.files = e.device
+		}
+		h := Holder{Kind: HeldByMount, Name: e.Path}
+		if foreign {
+			h.PID, h.Command = pid, command(pid)
+		}
+		p.found = append(p.found, h)
+	}
+	return nil
+}
+
+// kernel asks the kernel's own lists: they know of superblocks that no mount table shows any more.
+func (p *probe) kernel() error {
+	name := kernelName(p.dev)
+	if name == "" {
+		return nil // no such device any more
+	}
+	for pattern, kind := range map[string]Kind{
+		"/sys/dev/block/" + p.dev.String() + "/holders/*": HeldByDevice,
+		"/proc/fs/ext4/" + name:                           HeldByFilesystem,
+		"/proc/fs/jbd2/" + name + "-*":                    HeldByFilesystem,
+		"/sys/fs/ext4/" + name:                            HeldByFilesystem,
+		"/sys/fs/xfs/" + name:                             HeldByFilesystem,
+		"/sys/fs/btrfs/*/devices/" + name:                 HeldByFilesystem,
+	} {
+		matches, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, match := range matches {
+			p.found = append(p.found, Holder{Kind: kind, Name: match})
+			p.maps = true // worth naming the process
+		}
+	}
+	return nil
+}
+
+// processes looks at what every process has open.
+func (p *probe) processes() error {
+	me := os.Getpid()
+	return eachProcess(func(pid int) error {
+		if pid == me || p.owned(pid) {
+			return nil
+		}
+		name, err := p.opened(pid)
+		if unseen(err) {
+			return nil
+		}
+		if name != "" {
+			p.found = append(p.found, Holder{Kind: HeldByProcess, Name: name, PID: pid, Command: command(pid)})
+		}
+		return err
+	})
+}
+
+// opened returns the first thing of the device that the process has open, or "".
+func (p *probe) opened(pid int) (string, error) {
+	proc := procPath(pid)
+	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	if err != nil {
+		return "", err
+	}
+	links := []string{"cwd", "root", "exe"}
+	for _, fd := range fds {
+		links = append(links, "fd/"+fd.Name())
+	}
+	for _, link := range links {
+		path := filepath.Join(proc, link)
+		if st, err := statx(path); err == nil && p.belongs(st) {
+			target, _ := os.Readlink(path)
+			return link + " → " + target, nil
+		}
+	}
+	if p.maps {
+		return p.mapped(proc)
+	}
+	return "", nil
+}
+
+// belongs says that the open file is the device's node, or lies on one of its mounts or on its filesystem.
+func (p *probe) belongs(st unix.Statx_t) bool {
+	if p.mountIDs[st.Mnt_id] {
+		return true
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return p.dev == blockDevice{st.Rdev_major, st.Rdev_minor}
+	}
+	return p.dev == blockDevice{st.Dev_major, st.Dev_minor}
+}
+
+// mapped returns a file of the device that the process maps though it has closed it, or "".
+func (p *probe) mapped(proc string) (string, error) {
+	f, err := os.Open(filepath.Join(proc, "maps"))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		field := strings.Fields(s.Text())
+		if len(field) < 6 {
+			continue
+		}
+		var d blockDevice
+		if _, err := fmt.Sscanf(field[3], "%x:%x", &d.major, &d.minor); err == nil && p.files == d {
+			return "mapped " + field[5], nil
+		}
+	}
+	return "", nil
+}
+
+// claim opens the device exclusively, which the kernel refuses while a filesystem, swap or another device claims it.
+func (p *probe) claim(device string) error {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	switch {
+	case err == nil:
+		return unix.Close(fd)
+	case errors.Is(err, unix.ENXIO): // nothing behind the device: it cannot be held any more
+		return nil
+	case !errors.Is(err, unix.EBUSY):
+		return &os.PathError{Op: "open exclusively", Path: device, Err: err}
+	}
+	if !slices.ContainsFunc(p.found, func(h Holder) bool { return h.Kind != HeldByProcess }) {
+		p.found = append(p.found, Holder{Kind: HeldByClaim, Name: device})
+	}
+	return nil
+}
+
+// eachProcess calls do for every process. One that ends meanwhile holds nothing any more.
+func eachProcess(do func(pid int) error) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if err := do(pid); err != nil && !gone(err) {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+}
+
+func unseen(err error) bool { return errors.Is(err, fs.ErrPermission) }
+
+func procPath(pid int) string { return filepath.Join("/proc", strconv.Itoa(pid)) }
+
+func command(pid int) string {
+	b, err := os.ReadFile(filepath.Join(procPath(pid), "comm"))
+	if err != nil {
+		return "ended"
+	}
+	return strings.TrimSpace(string(b))
+}
