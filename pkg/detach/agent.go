@@ -1,24 +1,30 @@
 package detach
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"hash/maphash"
 	"log/slog"
+	"os"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
-	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
 // Releaser takes a volume's mounts away and proves that nothing holds its device.
 type Releaser interface {
-	// Release syncs the file system through the descriptor opened at staging, unmounts every target that is left and
-	// the staging path, and proves that nothing holds the device. Never lazily, never by force. Doing it
-	// again, or where nothing is mounted, is no error. Where d is DeviceLost or DeviceNone it does not sync and
-	// unmounts all the same. ErrHeld where somebody uses a mount or the device; engine.ErrDeviceLost where the device
-	// died meanwhile; ErrWriteback, once, where data could not be written back: it is called again then.
+	// Release syncs the file system through the descriptor opened at staging, unmounts the staging path, and proves
+	// that nothing holds the device: never lazily, never by force. Targets are not its to unmount: ErrHeld, before
+	// anything is touched, where something is mounted on one of e.Targets still; ErrHeld, too, where somebody else uses the
+	// mount or the device. Doing it again, or where nothing is mounted, is no error. Where d is DeviceLost or
+	// DeviceNone it does not sync and unmounts all the same. engine.ErrDeviceLost where the device died meanwhile; ErrWriteback
+	// where data could not be written back: it is called again after either, and need not report it again.
 	Release(ctx context.Context, e Entry, d DeviceState) error
 	// Holders lists, for people, the mounts and processes that use the volume now.
 	Holders(ctx context.Context, e Entry) []string
@@ -41,68 +47,121 @@ type AgentConfig struct {
 	Log            *slog.Logger     // optional: silent
 	Events         Events           // optional
 	ForgottenAfter time.Duration    // optional: ForgottenAfter
-	Boot           string           // optional: the kernel's boot ID
+	Boot           string           // optional: the boot ID of the running kernel
+}
+
+func (c AgentConfig) validate() error {
+	switch {
+	case c.Node == "", c.Engine == nil, c.Control == nil:
+		return errors.New("agent: node, engine and control are required")
+	case c.Journal == nil, c.Releaser == nil, c.Book == nil:
+		return errors.New("agent: journal, releaser and book are required")
+	case c.ForgottenAfter < 0:
+		return fmt.Errorf("agent: forgotten after %v", c.ForgottenAfter)
+	}
+	return nil
+}
+
+func (c AgentConfig) withDefaults() AgentConfig {
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	c.ForgottenAfter = cmp.Or(c.ForgottenAfter, ForgottenAfter)
+	c.Boot = cmp.Or(c.Boot, kernelBoot())
+	return c
+}
+
+// kernelBoot is the boot ID of the running kernel, empty where it does not say.
+func kernelBoot() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
 }
 
 // Agent is the node's half: it keeps the stage journal and does the work that ends in a receipt, as one job a
 // volume that outlives the call which began it. Safe for concurrent use.
-type Agent struct{}
+type Agent struct {
+	c      AgentConfig
+	notary notary
+	jobs   *jobs
+	locks  stripes // guard read-modify-write of an entry; held for no longer than that
+}
 
 // NewAgent returns an agent. Call Resume before the first request, and Close at the end.
-func NewAgent(c AgentConfig) (*Agent, error) { return nil, errors.ErrUnsupported }
-
-// BeginStage notes durably that the volume is about to be staged; Phase, Boot and what the journal itself keeps are
-// set here. The same staging again is no error. Where the way out had begun, or an entry of an older attachment is left,
-// that is finished first. ErrHeld where it is staged elsewhere; engine.ErrExists where it is staged in another way; else
-// the errors of Unstage.
-func (a *Agent) BeginStage(ctx context.Context, e Entry) error { return errors.ErrUnsupported }
-
-// FinishStage notes that device and mount exist. engine.ErrNotFound without an entry.
-func (a *Agent) FinishStage(ctx context.Context, id volume.ID, device string) error {
-	return errors.ErrUnsupported
-}
-
-// AddTarget notes durably that the volume is about to be published to t. ErrInProgress where the way out has begun,
-// engine.ErrNotFound where the volume is not staged.
-func (a *Agent) AddTarget(ctx context.Context, id volume.ID, t Target) error {
-	return errors.ErrUnsupported
-}
-
-// RemoveTarget notes that nothing is mounted at path any more. An unknown path or volume is no error.
-func (a *Agent) RemoveTarget(ctx context.Context, id volume.ID, path string) error {
-	return errors.ErrUnsupported
-}
-
-// Entry returns the journal's entry; false where there is none. ErrJournal where it is damaged.
-func (a *Agent) Entry(id volume.ID) (Entry, bool, error) { return Entry{}, false, errors.ErrUnsupported }
-
-// Unstage takes the volume off this node: release, barrier, evidence, judgement, receipt, detach. On nil a receipt is in
-// force, or no writer ever attached, and the journal has no entry. The work goes on when ctx ends: ErrInProgress then, and
-// the next call joins it. A failed run starts again with the next call. ErrHeld, ErrDataLoss, ErrJournal,
-// engine.ErrUnavailable.
-func (a *Agent) Unstage(ctx context.Context, id volume.ID, staging string) error {
-	return errors.ErrUnsupported
-}
-
-// Finish is Unstage without the orchestrator: from the journal, and only where that proves that nobody else will
-// do it (see Finishable); ErrHeld otherwise.
-func (a *Agent) Finish(ctx context.Context, at volume.Attachment) error { return errors.ErrUnsupported }
-
-// Resume continues what the last process left unfinished, without waiting for it, and logs what else it finds: call
-// it once at the start. Its error names the damaged entries; everything else is resumed all the same.
-func (a *Agent) Resume(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Status tells what this node knows of the volume. It never waits for a job.
-func (a *Agent) Status(ctx context.Context, id volume.ID) (NodeStatus, error) {
-	return NodeStatus{}, errors.ErrUnsupported
+func NewAgent(c AgentConfig) (*Agent, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	c = c.withDefaults()
+	return &Agent{
+		c:      c,
+		notary: notary{control: c.Control, book: c.Book, log: c.Log, events: c.Events},
+		jobs:   newJobs(c.Clock),
+		locks:  stripes{seed: maphash.MakeSeed()},
+	}, nil
 }
 
 // Close stops the jobs, which the next process resumes, and waits for them.
-func (a *Agent) Close() {}
+func (a *Agent) Close() { a.jobs.close() }
 
-// Journal is the durable record of what is staged on this node: one file a volume, replaced atomically. Safe for
-// concurrent use on different volumes.
-type Journal struct{}
+// Entry returns the journal's entry; false where there is none. ErrJournal where it is damaged.
+func (a *Agent) Entry(id volume.ID) (Entry, bool, error) { return a.c.Journal.Get(id) }
 
-// OpenJournal returns the journal in dir, which it makes where needed.
-func OpenJournal(fs vfs.FS, dir string) (*Journal, error) { return nil, errors.ErrUnsupported }
+// Status tells what this node knows of the volume. It never waits for a job. What could not be told is in its Error.
+func (a *Agent) Status(ctx context.Context, id volume.ID) (NodeStatus, error) {
+	s := NodeStatus{Node: a.c.Node, ForgottenAfter: a.c.ForgottenAfter, Job: a.jobs.status(id)}
+	e, found, err := a.c.Journal.Get(id)
+	if err != nil {
+		s.Error = err.Error()
+	}
+	if found {
+		a.describe(&s, e)
+		s.Holders = a.c.Releaser.Holders(ctx, e)
+	}
+	d, state, err := a.device(ctx, id)
+	s.Device, s.Path = state, cmp.Or(d.Path, s.Path)
+	if err != nil {
+		s.Error = strings.TrimPrefix(s.Error+"; "+err.Error(), "; ")
+	}
+	return s, ctx.Err()
+}
+
+func (a *Agent) describe(s *NodeStatus, e Entry) {
+	s.Entry, s.Path = &e, e.Device
+	s.Rebooted = e.Boot != "" && a.c.Boot != "" && e.Boot != a.c.Boot
+	if !e.Idle.IsZero() && len(e.Targets) == 0 {
+		s.Idle = a.c.Clock().Sub(e.Idle)
+	}
+}
+
+// device asks the engine. DeviceUnknown comes with the reason.
+func (a *Agent) device(ctx context.Context, id volume.ID) (engine.Device, DeviceState, error) {
+	d, err := a.c.Engine.Attached(ctx, id)
+	switch {
+	case err == nil:
+		return d, DeviceAlive, nil
+	case errors.Is(err, engine.ErrNotFound):
+		return d, DeviceNone, nil
+	case errors.Is(err, engine.ErrDeviceLost):
+		return d, DeviceLost, nil
+	}
+	return d, DeviceUnknown, fmt.Errorf("device of volume %s: %w", id, err)
+}
+
+// stripes are locks by volume; two volumes may share one.
+type stripes struct {
+	seed maphash.Seed
+	mu   [64]sync.Mutex
+}
+
+// lock returns the way to unlock.
+func (s *stripes) lock(id volume.ID) func() {
+	mu := &s.mu[maphash.String(s.seed, string(id))%uint64(len(s.mu))]
+	mu.Lock()
+	return mu.Unlock
+}

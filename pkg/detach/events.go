@@ -22,3 +22,43 @@ type Events struct {
 	// Quarantined: copies disagree.
 	Quarantined func(a volume.Attachment, cause string)
 }
+
+func (e Events) refused(id volume.ID, node volume.NodeID, cause error) {
+	if e.DetachRefused != nil {
+		e.DetachRefused(id, node, cause)
+	}
+}
+
+func (e Events) started(a volume.Attachment) {
+	if e.BarrierStarted != nil {
+		e.BarrierStarted(a)
+	}
+}
+
+func (e Events) receipt(a volume.Attachment, kind receipt.Kind) {
+	if e.ReceiptWritten != nil {
+		e.ReceiptWritten(a, kind)
+	}
+}
+
+func (e Events) fenced(a volume.Attachment, proof engine.FenceProof, reason string) {
+	if e.Fenced != nil {
+		e.Fenced(a, proof, reason)
+	}
+}
+
+func (e Events) quarantined(a volume.Attachment, cause string) {
+	if e.Quarantined != nil {
+		e.Quarantined(a, cause)
+	}
+}
+
+// reporting returns report, which may be nil, with BarrierProgress beside it.
+func (e Events) reporting(a volume.Attachment, report func(engine.Progress)) func(engine.Progress) {
+	return func(p engine.Progress) {
+		report(p)
+		if e.BarrierProgress != nil {
+			e.BarrierProgress(a, p)
+		}
+	}
+}

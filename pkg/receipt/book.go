@@ -1,11 +1,12 @@
 package receipt
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
-	"github.com/belay-storage/belay/pkg/vfs"
 )
 
 // Errors of receipts.
@@ -18,40 +19,59 @@ var (
 	ErrSignature = errors.New("signature does not match")
 )
 
+// purpose keeps a signature over a receipt from being taken for one over anything else.
+const purpose = "belay receipt 1\n"
+
 // Facts are what the signer knows and the engine does not.
 type Facts struct {
 	Name      string // the orchestrator's name of the volume
 	Forced    bool   // an operator overrode the gate
-	Unflushed string // why the writer did not flush although the engine was stopped in order; empty where it did
+	Unflushed string // why not everything was written although the engine was stopped in order; empty where it was
 	Reason    string // why the writer was fenced, or the override's reason
 	Actor     string // who overrode
 }
 
-// Keyring holds the key that signs, and the public keys of all that ever signed here. Safe for concurrent use.
-type Keyring struct{}
-
-// OpenKeyring loads the keyring in dir, or makes one with a new key. A key is durable before it signs anything, and
-// its files are 0600. A damaged file is an error that names it: it is never replaced.
-func OpenKeyring(fs vfs.FS, dir string) (*Keyring, error) { return nil, errors.ErrUnsupported }
-
 // Book signs and verifies receipts. Safe for concurrent use.
-type Book struct{}
-
-// NewBook returns a book over the keyring. clock is the wall clock.
-func NewBook(keys *Keyring, clock func() time.Time) *Book { return &Book{} }
-
-// Sign returns the receipt for the barrier, in canonical form, linked to b.Head, and the same as a struct.
-func (b *Book) Sign(barrier engine.Barrier, f Facts) ([]byte, Receipt, error) {
-	return nil, Receipt{}, errors.ErrUnsupported
+type Book struct {
+	keys  *Keyring
+	clock func() time.Time
 }
 
-// Parse returns the receipt in raw without looking at its signature: ErrMalformed unless raw is exactly what Sign
-// gives for it. At most RawMax bytes are read.
-func Parse(raw []byte) (Receipt, error) { return Receipt{}, errors.ErrUnsupported }
+// NewBook returns a book over the keyring. clock is the wall clock.
+func NewBook(keys *Keyring, clock func() time.Time) *Book { return &Book{keys: keys, clock: clock} }
+
+// Sign returns the receipt for the barrier, in canonical form, linked to b.Head, and the same as a struct. It refuses
+// what cannot be true of a detach: ErrMalformed, where the barrier has unresolved ranges and is not forced, too.
+func (b *Book) Sign(barrier engine.Barrier, f Facts) ([]byte, Receipt, error) {
+	r, err := settle(fill(barrier, f, b.clock(), b.keys.Current()))
+	if err != nil {
+		return nil, Receipt{}, err
+	}
+	if err := r.check(); err != nil {
+		return nil, Receipt{}, fmt.Errorf("receipt for %v: %w: %w", barrier.Attachment, ErrMalformed, err)
+	}
+	raw, err := b.keys.seal(r)
+	if err != nil {
+		return nil, Receipt{}, err
+	}
+	if len(raw) > RawMax {
+		return nil, Receipt{}, fmt.Errorf("receipt for %v: %w: %d bytes, at most %d", barrier.Attachment, ErrMalformed, len(raw), RawMax)
+	}
+	return raw, r, nil
+}
 
 // Verify returns the receipt in raw where it is well-formed and signed by a key of the keyring: else ErrMalformed,
 // ErrUnknownKey or ErrSignature.
-func (b *Book) Verify(raw []byte) (Receipt, error) { return Receipt{}, errors.ErrUnsupported }
+func (b *Book) Verify(raw []byte) (Receipt, error) {
+	r, s, err := parse(raw)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if err := b.keys.check(r.Key, s); err != nil {
+		return Receipt{}, fmt.Errorf("receipt for %v: %w", r.Attachment, err)
+	}
+	return r, nil
+}
 
 // Break is a place at which a chain of receipts does not hold.
 type Break struct {
@@ -60,8 +80,38 @@ type Break struct {
 }
 
 // VerifyChain verifies each receipt, oldest first, and that each names the hash of the one before it, is of the same
-// volume and of a newer epoch. No breaks: nothing was changed, removed from between or reordered.
-func (b *Book) VerifyChain(raws [][]byte) []Break { return nil }
+// volume and of a newer epoch. No breaks: nothing was changed, removed from between or reordered. What was cut off
+// at the end shows only against the engine's own head.
+func (b *Book) VerifyChain(raws [][]byte) []Break {
+	var breaks []Break
+	var before *Receipt
+	for i, raw := range raws {
+		r, err := b.Verify(raw)
+		if err != nil {
+			breaks, before = append(breaks, Break{i, err.Error()}), nil
+			continue
+		}
+		if i > 0 {
+			if cause := follows(r, before, Hash(raws[i-1])); cause != "" {
+				breaks = append(breaks, Break{i, cause})
+			}
+		}
+		before = &r
+	}
+	return breaks
+}
 
-// Hash is the link that the next receipt carries: SHA-256 over raw, signature included, as engines compute it.
-func Hash(raw []byte) []byte { return nil }
+// follows says why r cannot come right after before (nil: unreadable), whose hash is given.
+func follows(r Receipt, before *Receipt, hash []byte) string {
+	switch {
+	case !bytes.Equal(r.Previous, hash):
+		return fmt.Sprintf("names %.16s… as the receipt before it, which has %.16s…", r.Previous, engine.HexBytes(hash))
+	case before == nil:
+		return ""
+	case r.Attachment.Volume != before.Attachment.Volume:
+		return fmt.Sprintf("is of volume %s, the one before of %s", r.Attachment.Volume, before.Attachment.Volume)
+	case r.Writer <= before.Writer:
+		return fmt.Sprintf("is of writer epoch %d, the one before of %d", r.Writer, before.Writer)
+	}
+	return ""
+}

@@ -1,0 +1,225 @@
+package receipt
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// Files of a keyring.
+//
+//	DIR/signing.json          {"version":1,"seed":HEX}      the key that signs; secret
+//	DIR/public/KEYID.json     {"version":1,"public":HEX}    every key whose receipts are believed
+const (
+	signingFile  = "signing.json"
+	publicDir    = "public"
+	fileSuffix   = ".json"
+	keyFileMax   = 4 << 10
+	keyIDLen     = 16
+	keyFormat    = 1
+	publicKeyMax = 1024
+)
+
+// ErrKeyFile says that a file of the keyring cannot be read or trusted. It is never replaced by itself.
+var ErrKeyFile = errors.New("damaged key file")
+
+type keyFile struct {
+	Version int             `json:"version"`
+	Seed    engine.HexBytes `json:"seed,omitempty"`
+	Public  engine.HexBytes `json:"public,omitempty"`
+}
+
+// Keyring holds the key that signs, and the public keys of all that ever signed here. Safe for concurrent use.
+type Keyring struct {
+	fsys vfs.FS
+	dir  string
+
+	mu      sync.RWMutex
+	signing ed25519.PrivateKey
+	public  map[string]ed25519.PublicKey
+}
+
+// KeyID names a public key: the first 8 bytes of its SHA-256, in hexadecimal.
+func KeyID(public ed25519.PublicKey) string {
+	sum := sha256.Sum256(public)
+	return hex.EncodeToString(sum[:])[:keyIDLen]
+}
+
+// OpenKeyring loads the keyring in dir, or makes one with a new key. A key is durable, readable only by its owner,
+// before it signs anything. A damaged file is ErrKeyFile and names it; it is never replaced.
+func OpenKeyring(fsys vfs.FS, dir string) (*Keyring, error) {
+	k := &Keyring{fsys: fsys, dir: dir, public: map[string]ed25519.PublicKey{}}
+	if err := k.makeDirs(); err != nil {
+		return nil, fmt.Errorf("keyring %s: %w", dir, err)
+	}
+	if err := k.loadPublic(); err != nil {
+		return nil, err
+	}
+	seed, err := k.read(signingFile, ed25519.SeedSize, func(f keyFile) []byte { return f.Seed })
+	if errors.Is(err, fs.ErrNotExist) {
+		return k, k.Rotate()
+	}
+	if err != nil {
+		return nil, err
+	}
+	k.signing = ed25519.NewKeyFromSeed(seed)
+	// The public half is written first, so it is missing only where somebody took it away.
+	return k, k.Trust(k.signing.Public().(ed25519.PublicKey))
+}
+
+func (k *Keyring) makeDirs() error {
+	if err := k.fsys.MkdirAll(path.Join(k.dir, publicDir)); err != nil {
+		return err
+	}
+	if err := k.fsys.SyncDir(k.dir); err != nil {
+		return err
+	}
+	return k.fsys.SyncDir(path.Dir(k.dir))
+}
+
+func (k *Keyring) loadPublic() error {
+	names, err := k.fsys.ReadDir(path.Join(k.dir, publicDir))
+	if err != nil {
+		return fmt.Errorf("keyring %s: %w", k.dir, err)
+	}
+	if len(names) > publicKeyMax {
+		return fmt.Errorf("keyring %s: %w: %d public keys, at most %d", k.dir, ErrKeyFile, len(names), publicKeyMax)
+	}
+	for _, n := range names {
+		id, isKey := strings.CutSuffix(n.Name(), fileSuffix)
+		if !isKey {
+			continue // the rest of an interrupted write
+		}
+		if err := k.loadOne(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *Keyring) loadOne(id string) error {
+	name := path.Join(publicDir, id+fileSuffix)
+	public, err := k.read(name, ed25519.PublicKeySize, func(f keyFile) []byte { return f.Public })
+	if err != nil {
+		return err
+	}
+	if KeyID(public) != id {
+		return fmt.Errorf("%w %s: holds key %s", ErrKeyFile, path.Join(k.dir, name), KeyID(public))
+	}
+	k.public[id] = public
+	return nil
+}
+
+// read returns the bytes that pick finds in the file. fs.ErrNotExist where there is none.
+func (k *Keyring) read(name string, want int, pick func(keyFile) []byte) ([]byte, error) {
+	full := path.Join(k.dir, name)
+	raw, err := vfs.ReadFile(k.fsys, full, keyFileMax)
+	if err != nil {
+		return nil, fmt.Errorf("keyring: %w", err)
+	}
+	var f keyFile
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&f); err != nil {
+		return nil, fmt.Errorf("%w %s: %w", ErrKeyFile, full, err)
+	}
+	if f.Version != keyFormat || len(pick(f)) != want {
+		return nil, fmt.Errorf("%w %s: version %d, %d bytes of key", ErrKeyFile, full, f.Version, len(pick(f)))
+	}
+	return pick(f), nil
+}
+
+func (k *Keyring) write(name string, f keyFile) error {
+	raw, err := json.Marshal(f)
+	if err != nil {
+		return err
+	}
+	if err := vfs.WriteFile(k.fsys, path.Join(k.dir, name), raw); err != nil {
+		return fmt.Errorf("keyring: %w", err)
+	}
+	return nil
+}
+
+// Rotate makes a new key that signs from now on. Receipts of the old one stay verifiable.
+func (k *Keyring) Rotate() error {
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	// Public first: a crash in between leaves a key that never signs, not receipts that nobody can verify.
+	if err := k.Trust(public); err != nil {
+		return err
+	}
+	if err := k.write(signingFile, keyFile{Version: keyFormat, Seed: private.Seed()}); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.signing = private
+	return nil
+}
+
+// Trust makes receipts signed by the key verifiable here, durably.
+func (k *Keyring) Trust(public ed25519.PublicKey) error {
+	if len(public) != ed25519.PublicKeySize {
+		return fmt.Errorf("%w: a public key of %d bytes", ErrKeyFile, len(public))
+	}
+	id := KeyID(public)
+	k.mu.RLock()
+	_, known := k.public[id]
+	k.mu.RUnlock()
+	if known {
+		return nil
+	}
+	if err := k.write(path.Join(publicDir, id+fileSuffix), keyFile{Version: keyFormat, Public: engine.HexBytes(public)}); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.public[id] = public
+	return nil
+}
+
+// Current is the ID of the key that signs.
+func (k *Keyring) Current() string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return KeyID(k.signing.Public().(ed25519.PublicKey))
+}
+
+// seal signs r with the key that r names, which is the current one unless it was rotated meanwhile.
+func (k *Keyring) seal(r Receipt) ([]byte, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	r.Key = KeyID(k.signing.Public().(ed25519.PublicKey))
+	body, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	return canonical(r, ed25519.Sign(k.signing, append([]byte(purpose), body...)))
+}
+
+func (k *Keyring) check(id string, s sealed) error {
+	k.mu.RLock()
+	public, known := k.public[id]
+	k.mu.RUnlock()
+	if !known {
+		return fmt.Errorf("%w %s", ErrUnknownKey, id)
+	}
+	if !ed25519.Verify(public, append([]byte(purpose), s.Body...), s.Signature) {
+		return fmt.Errorf("%w (key %s)", ErrSignature, id)
+	}
+	return nil
+}
