@@ -100,13 +100,20 @@ func (k *Hasher) seedOf(x uint64) uint64 {
 
 // expandHash stretches a hash to the width of a Sum. Sums of 128 bits would let somebody who sees hashes look
 // for sets of blocks with equal sums; at 256 bits, under a key, that is out of reach.
-func (k *Hasher) expandHash(h Hash) (s Sum) {
+func (k *Hasher) expandHash(h Hash) Sum {
 	lo, hi := binary.LittleEndian.Uint64(h[:8]), binary.LittleEndian.Uint64(h[8:])
-	for i := range s {
-		a, b := bits.Mul64(lo^k.expand[2*i], hi^k.expand[2*i+1])
-		s[i] = a ^ b
+	return Sum{
+		fold(lo^k.expand[0], hi^k.expand[1]),
+		fold(lo^k.expand[2], hi^k.expand[3]),
+		fold(lo^k.expand[4], hi^k.expand[5]),
+		fold(lo^k.expand[6], hi^k.expand[7]),
 	}
-	return s
+}
+
+// fold multiplies to 128 bits and xors the halves.
+func fold(a, b uint64) uint64 {
+	hi, lo := bits.Mul64(a, b)
+	return hi ^ lo
 }
 
 var zeros [BlockSize]byte
