@@ -1,0 +1,240 @@
+package mirror
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/digest"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// Purpose says what a session is opened for.
+type Purpose int
+
+// Purposes. ForControl changes the configuration of a sealed volume and touches no data. ForDevice serves a device.
+// ForRecovery takes a lost writer's place without a device, so that the gate can verify and seal.
+const (
+	ForControl Purpose = iota
+	ForDevice
+	ForRecovery
+)
+
+// OpenConfig is what Open needs.
+type OpenConfig struct {
+	ID      volume.ID
+	Stores  []*store.Dir // those that are there; the volume's are picked by identity
+	Purpose Purpose
+	// Attachment is the epoch of the publication the session serves; 0: whichever.
+	Attachment volume.Epoch
+	// Holder is written into the replicas' locks for people and for the proof of death.
+	Holder string
+	// Boot identifies the running kernel: a cache that was lost with another one makes its replica lossy.
+	Boot     quorum.UUID
+	Progress func(engine.Progress) // of the recovery; may be nil
+	Log      *slog.Logger
+	Events   Events
+}
+
+// Open attaches: it fences every older epoch at a majority of the voters and at a member of the newest configuration,
+// makes the members identical, and commits its own first configuration (DESIGN.md §3.1, §3.2). When it returns a session
+// nothing of an older epoch reaches the volume any more.
+//
+// ErrUnavailable: too few replicas answer; nothing was changed but promises. ErrBusy: another process holds the volume.
+// ErrStaleEpoch: the attachment is not the open one. ErrNotFound, ErrQuarantined as they say.
+func Open(ctx context.Context, c OpenConfig) (*Session, error) {
+	found := survey(c.Stores, c.ID)
+	newest, err := found.newest()
+	if err != nil {
+		return nil, err
+	}
+	s := newSession(c)
+	s.view.Store(&view{config: newest, replicas: make([]*replica, len(newest.Voters))})
+	if err := s.attach(c); err != nil {
+		s.Close()
+		return nil, err
+	}
+	if c.Purpose != ForControl {
+		s.startBackground()
+	}
+	return s, nil
+}
+
+func newSession(c OpenConfig) *Session {
+	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions()}
+	s.mark.Boot = c.Boot
+	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
+	s.pages = newPages(s.loadPage)
+	s.dirs = c.Stores
+	s.background.init()
+	return s
+}
+
+func (s *Session) attach(c OpenConfig) error {
+	if err := s.openVoters(); err != nil {
+		return err
+	}
+	newest, _, err := s.elect()
+	if err != nil {
+		return err
+	}
+	if err := s.allowed(newest, c); err != nil {
+		return err
+	}
+	if err := s.fence(); err != nil {
+		return err
+	}
+	newest, sources, err := s.elect()
+	if err != nil {
+		return err
+	}
+	s.unclean = !newest.Flags.Has(quorum.Clean) && newest.Writer != 0
+	s.adoptConfig(newest, sources, c.Purpose)
+	if c.Purpose != ForControl {
+		if err := s.recover(newest, c.Progress); err != nil {
+			return err
+		}
+	}
+	return s.begin(c.Purpose)
+}
+
+// openVoters opens and locks every voter's replica that can be had.
+func (s *Session) openVoters() error {
+	v := s.view.Load()
+	for i, voter := range v.config.Voters {
+		r, err := s.openVoter(i, voter)
+		if err == nil {
+			v.replicas[i] = r
+			s.super, s.hash = r.Superblock(), digest.NewHasher(r.Superblock().Key)
+			continue
+		}
+		if locked, ok := errors.AsType[*vfs.LockedError](err); ok {
+			return fmt.Errorf("%w: volume %s is held by %s", engine.ErrBusy, s.id, locked.Holder)
+		}
+		s.log.Warn("replica cannot be opened", "volume", s.id, "voter", i, "cause", err)
+	}
+	return nil
+}
+
+func (s *Session) openVoter(i int, voter quorum.Voter) (*replica, error) {
+	dir := dirOf(s.dirs, voter.Store)
+	if dir == nil {
+		return nil, fmt.Errorf("store %s is not there", voter.Store)
+	}
+	opened, err := dir.Open(s.id, s.holder)
+	if err != nil {
+		return nil, err
+	}
+	if got := opened.Superblock().Incarnation; got != voter.Incarnation {
+		opened.Close()
+		return nil, fmt.Errorf("store %s holds incarnation %s, the volume admitted %s: it does not vote", dir.Path(), got, voter.Incarnation)
+	}
+	r := &replica{Replica: opened, dir: dir, index: i}
+	mark := opened.Record().Session
+	r.lossy = opened.Record().Lossy || mark.Open && (mark.Boot != s.mark.Boot || mark.Mount != opened.MountID())
+	return r, nil
+}
+
+func (s *Session) answers() []quorum.Answer {
+	v := s.view.Load()
+	out := make([]quorum.Answer, len(v.replicas))
+	for i, r := range v.replicas {
+		if r != nil {
+			rec := r.Record()
+			out[i] = quorum.Answer{Known: true, Promised: rec.Promised, Config: rec.Config, Lossy: r.lossy}
+		}
+	}
+	return out
+}
+
+func (s *Session) elect() (quorum.Config, quorum.Set, error) {
+	newest, sources, err := quorum.Elect(s.answers(), false)
+	if err != nil {
+		return newest, 0, fmt.Errorf("%w: volume %s: %w", engine.ErrUnavailable, s.id, err)
+	}
+	return newest, sources, nil
+}
+
+// allowed refuses before anything is promised.
+func (s *Session) allowed(newest quorum.Config, c OpenConfig) error {
+	switch {
+	case newest.Flags.Has(quorum.Deleted):
+		return fmt.Errorf("%w: volume %s was deleted", engine.ErrNotFound, s.id)
+	case c.Attachment != 0 && newest.Published != c.Attachment:
+		return fmt.Errorf("%w: volume %s is published at epoch %d, not %d; publish it again", engine.ErrStaleEpoch, s.id, newest.Published, c.Attachment)
+	case c.Purpose == ForDevice && newest.Flags.Has(quorum.Quarantined):
+		return fmt.Errorf("%w: volume %s", engine.ErrQuarantined, s.id)
+	case c.Purpose == ForControl && !newest.Flags.Has(quorum.Sealed):
+		return fmt.Errorf("%w: volume %s has a writer of epoch %d", engine.ErrNotSealed, s.id, newest.Writer)
+	}
+	return nil
+}
+
+// fence makes every replica that is open promise the new epoch; those that do not are closed.
+func (s *Session) fence() error {
+	s.epoch = quorum.NextEpoch(s.answers())
+	v := s.view.Load()
+	failed := each(v.voters(), func(r *replica) error { return r.Promise(s.epoch) }, nil)
+	for _, f := range failed {
+		s.log.Warn("replica does not promise", "volume", s.id, "epoch", s.epoch, "cause", f.err)
+		f.replica.Close()
+		v.replicas[f.replica.index] = nil
+	}
+	return nil
+}
+
+// adoptConfig goes on from the newest configuration under the new epoch. A member that cannot be reached is out: what
+// is written from now on it does not get. Only a change that writes nothing leaves the members as they are.
+func (s *Session) adoptConfig(newest quorum.Config, sources quorum.Set, p Purpose) {
+	next := newest
+	next.Epoch, next.Step = s.epoch, 0
+	if p != ForControl {
+		next.Members = sources
+	}
+	old := s.view.Load()
+	s.view.Store(&view{config: next, replicas: old.replicas})
+}
+
+// begin commits the session's first configuration. After it the session is the writer.
+func (s *Session) begin(p Purpose) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	next := s.view.Load().config
+	switch p {
+	case ForControl:
+		return nil // what it was opened for is its first configuration
+	case ForDevice:
+		next.Flags |= quorum.Staged
+		next.Writer = s.epoch
+		next.Flags &^= quorum.Sealed | quorum.Clean
+	case ForRecovery:
+		s.stopped = true
+		next.Flags &^= quorum.Sealed // Clean stays: it speaks of the last writer with a device
+	}
+	return s.commit(next, true)
+}
+
+// Close gives the locks back. Without a Seal before it the volume stays attached.
+func (s *Session) Close() {
+	s.background.stop()
+	for _, r := range s.view.Load().replicas {
+		if r != nil {
+			r.Close()
+		}
+	}
+}
+
+func dirOf(dirs []*store.Dir, id quorum.UUID) *store.Dir {
+	for _, d := range dirs {
+		if d.ID() == id {
+			return d
+		}
+	}
+	return nil
+}

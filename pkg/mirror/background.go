@@ -1,0 +1,64 @@
+package mirror
+
+import (
+	"context"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Pace of the background work.
+const (
+	reopenEvery = 2 * time.Second  // between attempts to bring replicas back
+	quietAfter  = 30 * time.Second // a dirty region is verified once nobody wrote in it for so long
+	idleAfter   = 10 * time.Second // memory is given back once nobody asked anything for so long
+)
+
+// background runs a session's own work: bringing replicas back, verifying, giving memory back. It ends with stop.
+type background struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func (b *background) init() { b.ctx, b.cancel = context.WithCancel(context.Background()) }
+
+// stop ends the background work and returns once it has ended.
+func (b *background) stop() {
+	b.cancel()
+	b.wg.Wait()
+}
+
+// every runs do again and again until the session ends.
+func (b *background) every(pause time.Duration, do func(ctx context.Context)) {
+	b.wg.Go(func() {
+		for {
+			select {
+			case <-b.ctx.Done():
+				return
+			case <-time.After(pause):
+				do(b.ctx)
+			}
+		}
+	})
+}
+
+func (s *Session) startBackground() {
+	s.events.replicas(s)
+	s.background.every(reopenEvery, s.bringBack)
+	s.background.every(idleAfter, s.giveBack)
+	if pace, on := verifyInterval(attributesOf(s.Config()).Parameters); on {
+		s.background.every(min(quietAfter, pace)/4, func(ctx context.Context) { s.verifyQuiet(ctx, min(quietAfter, pace)) })
+		s.background.wg.Go(func() { s.scrubForever(s.background.ctx, pace) })
+	}
+}
+
+// giveBack returns memory to the system where the volume is idle.
+func (s *Session) giveBack(context.Context) {
+	idle := time.Since(time.Unix(0, s.touched.Load()))
+	if idle < idleAfter || idle > 3*idleAfter {
+		return
+	}
+	s.pages.shrink(pagesIdle)
+	debug.FreeOSMemory()
+}

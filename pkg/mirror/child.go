@@ -1,0 +1,154 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/belay-storage/belay/pkg/device"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// RunEngine is an engine process: the verb "engine" of the executable. It reads its order from in, says on out when it serves,
+// serves the device on descriptor 3, and ends when in does: it never outlives its parent, which holds the device open.
+func RunEngine(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) error {
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE) // it ends with its parent, not with a terminal
+	orders := json.NewDecoder(in)
+	say := speaker(out)
+	var o order
+	if err := orders.Decode(&o); err != nil {
+		return fmt.Errorf("engine process: order: %w", err)
+	}
+	orphaned := make(chan struct{})
+	go func() {
+		io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
+		close(orphaned)
+	}()
+	s, err := openOrdered(ctx, o, say, log)
+	if err != nil {
+		say(word{Code: codeOf(err), Error: err.Error()})
+		return err
+	}
+	defer s.Close()
+	return serve(ctx, s, o, say, orphaned, log)
+}
+
+func speaker(out io.Writer) func(word) {
+	var mu sync.Mutex
+	lines := json.NewEncoder(out)
+	return func(w word) {
+		mu.Lock()
+		defer mu.Unlock()
+		lines.Encode(w) //nolint:errcheck // a parent that does not listen is dead
+	}
+}
+
+func codeOf(err error) string {
+	for code, class := range engine.Codes {
+		if errors.Is(err, class) {
+			return code
+		}
+	}
+	return ""
+}
+
+func openOrdered(ctx context.Context, o order, say func(word), log *slog.Logger) (*Session, error) {
+	fsys := vfs.OS()
+	var installation, boot quorum.UUID
+	if err := errors.Join(installation.UnmarshalText([]byte(o.Installation)), boot.UnmarshalText([]byte(o.Boot))); err != nil {
+		return nil, err
+	}
+	var dirs []*store.Dir
+	for _, path := range o.Stores {
+		d, err := store.OpenDir(fsys, path, installation)
+		if err != nil {
+			log.Warn("store cannot be opened", "store", path, "cause", err)
+			continue
+		}
+		dirs = append(dirs, d)
+	}
+	return Open(ctx, OpenConfig{
+		ID: o.Volume, Stores: dirs, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log,
+		Holder:   holderText("engine", string(o.Node), o.Volume, os.Getpid()),
+		Progress: func(p engine.Progress) { say(word{Progress: &p}) },
+	})
+}
+
+// serve answers the device and the parent until the parent is gone.
+func serve(ctx context.Context, s *Session, o order, say func(word), orphaned <-chan struct{}, log *slog.Logger) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l, err := wire.Listen(o.Socket)
+	if err != nil {
+		say(word{Error: err.Error()})
+		return err
+	}
+	defer l.Close()
+	blockSize := s.super.LogicalBlockSize
+	ends := make(chan error, 2)
+	go func() { ends <- methods(s, log).Serve(ctx, l) }()
+	channel := os.NewFile(channelFD, "device")
+	go func() {
+		ends <- device.Serve(ctx, channel, s, device.ServeOptions{Name: string(o.Volume), BlockSize: blockSize, Log: log})
+	}()
+	say(word{Ready: &ready{Writer: s.epoch, Unclean: s.unclean, Blank: s.Blank(), BlockSize: blockSize}})
+	select {
+	case <-orphaned:
+		if s.Sealed() {
+			return nil
+		}
+		return s.Flush()
+	case err := <-ends:
+		return err
+	}
+}
+
+// methods are what the parent can ask.
+func methods(s *Session, log *slog.Logger) *wire.Server {
+	server := wire.NewServer(engine.Codes, log)
+	wire.Handle(server, "status", func(context.Context, nothing, func(engine.Progress)) (status, error) { return s.status(), nil })
+	wire.Handle(server, "stop", func(context.Context, nothing, func(engine.Progress)) (nothing, error) { return nothing{}, s.Stop() })
+	wire.Handle(server, "evidence", func(ctx context.Context, _ nothing, report func(engine.Progress)) (engine.Barrier, error) {
+		return s.Evidence(ctx, report)
+	})
+	wire.Handle(server, "seal", func(_ context.Context, q sealing, _ func(engine.Progress)) (nothing, error) {
+		return nothing{}, s.Seal(q.Barrier, q.Receipt)
+	})
+	wire.Handle(server, "expand", func(_ context.Context, size volume.Bytes, _ func(engine.Progress)) (nothing, error) {
+		return nothing{}, s.Update(growTo(size))
+	})
+	wire.Handle(server, "format", func(_ context.Context, f engine.Format, _ func(engine.Progress)) (nothing, error) {
+		return nothing{}, s.Update(formatTo(f))
+	})
+	wire.Handle(server, "quarantine", func(_ context.Context, f []engine.Finding, _ func(engine.Progress)) (nothing, error) {
+		return nothing{}, s.Update(quarantine(f))
+	})
+	wire.Handle(server, "verify", func(ctx context.Context, _ nothing, report func(engine.Progress)) (engine.Verification, error) {
+		return s.ScrubNow(ctx, report)
+	})
+	return server
+}
+
+func (s *Session) status() status {
+	v := s.view.Load()
+	out := status{Writer: s.epoch, Size: v.config.Size, Blank: s.Blank(), Stalled: s.Stalled()}
+	if out.Stalled == "" { // a stalled session holds its gate
+		out.Stopped, out.Sealed = s.Stopped(), s.Sealed()
+	}
+	for i := range v.config.Voters {
+		out.Replicas = append(out.Replicas, s.describe(v, i))
+	}
+	return out
+}

@@ -1,0 +1,141 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+)
+
+// stallRetry is how often a session without a majority asks again.
+const stallRetry = 500 * time.Millisecond
+
+// exclude removes the failed replicas and returns once that is in force, so that what the others did may be
+// acknowledged (DESIGN.md §3.4). Where no majority answers it waits: nothing is acknowledged meanwhile.
+func (s *Session) exclude(failed failures) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if err := s.refusal(false); err != nil {
+		return err
+	}
+	return s.excludeLocked(failed)
+}
+
+// excludeLocked is exclude for a caller that holds gate for writing.
+func (s *Session) excludeLocked(failed failures) error {
+	v := s.view.Load()
+	gone := failed.set()
+	for _, f := range failed {
+		f.replica.Fail(f.err)
+	}
+	next := v.config
+	next.Members = v.config.Members.Without(gone)
+	if next.Members == 0 {
+		return s.allFailed(failed)
+	}
+	s.setView(v.config, v.targets.Without(gone))
+	if next.Members == v.config.Members {
+		return nil
+	}
+	s.log.Warn("replica excluded", "volume", s.id, "epoch", s.epoch, "cause", failed.err(), "left", next.Members.Len())
+	if err := s.commitOrStall(next); err != nil {
+		return err
+	}
+	s.events.replicas(s)
+	return nil
+}
+
+// commitOrStall puts the configuration in force, however long a majority takes to answer.
+func (s *Session) commitOrStall(next quorum.Config) error {
+	for {
+		err := s.commit(next, true)
+		if !errors.Is(err, engine.ErrUnavailable) {
+			s.stalled.Store(nil)
+			return err
+		}
+		why := err.Error()
+		s.stalled.Store(&why)
+		s.log.Error("requests wait for a majority of replicas", "volume", s.id, "cause", err)
+		select {
+		case <-s.background.ctx.Done():
+			return err
+		case <-time.After(stallRetry):
+		}
+		s.reopen(next.Members)
+	}
+}
+
+// commit puts a configuration in force: the next step, accepted durably by a majority of the voters. The caller holds
+// gate for writing. ErrUnavailable where too few accept; the configuration may come into force later, so that the caller
+// acknowledges nothing and goes on with the same or a stricter one.
+func (s *Session) commit(next quorum.Config, open bool) error {
+	v := s.view.Load()
+	next.Epoch, next.Step = s.epoch, v.config.Step+1
+	mark := s.mark
+	mark.Open = open
+	accepted, failed := s.propose(v, next, mark)
+	if err := s.superseded(failed); err != nil {
+		return err
+	}
+	proposed := v.config
+	proposed.Step = next.Step // this step's number is used, whoever has accepted it
+	if !quorum.Committed(accepted, len(next.Voters)) {
+		s.setView(proposed, v.targets)
+		return fmt.Errorf("%w: volume %s: %d of %d replicas accept a new configuration, %d are needed: %w", engine.ErrUnavailable,
+			s.id, accepted.Len(), len(next.Voters), quorum.Majority(len(next.Voters)), failed.err())
+	}
+	s.setView(next, v.targets)
+	return nil
+}
+
+func (s *Session) propose(v *view, next quorum.Config, mark store.Session) (accepted quorum.Set, failed failures) {
+	voters := v.voters()
+	failed = each(voters, func(r *replica) error {
+		if err := r.Failed(); err != nil {
+			return err
+		}
+		mine := mark
+		mine.Open = mark.Open && next.Members.Has(r.index)
+		mine.Mount = r.MountID()
+		return r.Accept(next, mine)
+	}, nil)
+	for _, r := range voters {
+		accepted = accepted.With(r.index)
+	}
+	return accepted.Without(failed.set()), failed
+}
+
+// superseded ends the session where a replica has promised a newer epoch.
+func (s *Session) superseded(failed failures) error {
+	for _, f := range failed {
+		if errors.Is(f.err, store.ErrFenced) {
+			err := fmt.Errorf("%w: %w", errFenced, f.err)
+			s.breakWith(err)
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) setView(c quorum.Config, targets quorum.Set) {
+	old := s.view.Load()
+	s.view.Store(&view{config: c, replicas: old.replicas, targets: targets})
+}
+
+// Update puts a changed configuration in force: a new size, format or flag. change must not touch epoch, step,
+// voters or members.
+func (s *Session) Update(change func(*quorum.Config) error) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if err := s.refusal(false); err != nil {
+		return err
+	}
+	next := s.view.Load().config
+	if err := change(&next); err != nil {
+		return err
+	}
+	return s.commit(next, true)
+}

@@ -1,0 +1,183 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/vfs"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// Config is what an Engine needs.
+type Config struct {
+	FS     vfs.FS
+	Stores []string // directories, best on different disks; absolute
+	State  string   // directory of this node's own state: identity of the installation, sockets of engine processes
+	Node   volume.NodeID
+	// Overcommit is how much is promised for each byte the stores have; 1 promises what is there.
+	Overcommit float64
+	// Executable is the program that RunEngine is the verb "engine" of; one process of it runs for each attached volume.
+	Executable string
+	Log        *slog.Logger
+	Events     Events
+}
+
+// Engine implements engine.Control and engine.Node for the stores of one machine. One Engine has a store at a time:
+// Start takes the stores' locks.
+type Engine struct {
+	Config
+	stores *stores
+	boot   quorum.UUID
+
+	mu      sync.Mutex
+	volumes map[volume.ID]*handle
+}
+
+var (
+	_ engine.Control = (*Engine)(nil)
+	_ engine.Node    = (*Engine)(nil)
+)
+
+// handle is what the engine holds of one volume in this process. change serializes operations that change it.
+type handle struct {
+	id     volume.ID
+	change chan struct{} // a lock that can be waited for with a context
+
+	mu       sync.Mutex // guards the rest
+	process  *process   // the engine process of its device
+	recovery *Session   // in the place of a lost writer
+	verify   context.CancelFunc
+	attach   job[engine.Device]
+	fence    job[engine.FenceProof]
+	evidence job[engine.Barrier]
+}
+
+// New checks the configuration. Nothing is opened before Start.
+func New(c Config) (*Engine, error) {
+	switch {
+	case len(c.Stores) == 0:
+		return nil, fmt.Errorf("%w: no store given; name at least one directory", engine.ErrInvalid)
+	case c.Overcommit < 1:
+		return nil, fmt.Errorf("%w: overcommit %v: at least 1", engine.ErrInvalid, c.Overcommit)
+	}
+	for _, d := range append([]string{c.State}, c.Stores...) {
+		if !filepath.IsAbs(d) {
+			return nil, fmt.Errorf("%w: directory %q: want an absolute path", engine.ErrInvalid, d)
+		}
+	}
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{Config: c, boot: boot, volumes: map[volume.ID]*handle{}, stores: &stores{fs: c.FS, state: c.State, paths: c.Stores, log: c.Log}}, nil
+}
+
+// Start opens and locks the stores and finishes what a killed predecessor left half done. A store that is away is
+// reported and taken in when it is back; one that is somebody else's, or in use by another process, is an error.
+func (e *Engine) Start(ctx context.Context) error {
+	if err := e.stores.open(e.holder("serve", "")); err != nil {
+		e.stores.close()
+		return err
+	}
+	e.finishRemovals()
+	return nil
+}
+
+// Close flushes and ends the engine processes and gives the stores back. Devices that are still attached end with their
+// processes; what was flushed is safe.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	handles := e.volumes
+	e.volumes = map[volume.ID]*handle{}
+	e.mu.Unlock()
+	var errs []error
+	for _, h := range handles {
+		errs = append(errs, h.close(ctx))
+	}
+	e.stores.close()
+	return errors.Join(errs...)
+}
+
+func (h *handle) close(ctx context.Context) error {
+	h.mu.Lock()
+	p, recovery := h.process, h.recovery
+	h.process, h.recovery = nil, nil
+	h.mu.Unlock()
+	if recovery != nil {
+		recovery.Close()
+	}
+	if p != nil {
+		return p.end(ctx)
+	}
+	return nil
+}
+
+// handle returns the handle of a volume, made where there is none.
+func (e *Engine) handle(id volume.ID) *handle {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h := e.volumes[id]
+	if h == nil {
+		h = &handle{id: id, change: make(chan struct{}, 1)}
+		e.volumes[id] = h
+	}
+	return h
+}
+
+// lock waits for the handle, and ends a verification that only reads.
+func (h *handle) lock(ctx context.Context) error {
+	h.interruptVerify()
+	select {
+	case h.change <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w on volume %s: %w", engine.ErrBusy, h.id, ctx.Err())
+	}
+}
+
+func (h *handle) unlock() { <-h.change }
+
+func (h *handle) interruptVerify() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.verify != nil {
+		h.verify()
+	}
+}
+
+// running returns the live engine process, and the session in a lost writer's place.
+func (h *handle) running() (*process, *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.process, h.recovery
+}
+
+// holder is what is written into locks: for people, and for the proof that a holder is dead.
+func (e *Engine) holder(role string, id volume.ID) string {
+	return holderText(role, string(e.Node), id, os.Getpid())
+}
+
+// dirs are the stores that are there now.
+func (e *Engine) open(ctx context.Context, id volume.ID, p Purpose, attachment volume.Epoch) (*Session, error) {
+	return Open(ctx, OpenConfig{
+		ID: id, Stores: e.stores.present(), Purpose: p, Attachment: attachment,
+		Holder: e.holder("control", id), Boot: e.boot, Log: e.Log, Events: e.Events,
+	})
+}
+
+// update changes the configuration of a volume that no engine process serves.
+func (e *Engine) update(ctx context.Context, id volume.ID, change func(*quorum.Config) error) error {
+	s, err := e.open(ctx, id, ForControl, 0)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return s.Update(change)
+}

@@ -1,0 +1,199 @@
+package mirror
+
+import (
+	"container/list"
+	"slices"
+	"sync"
+
+	"github.com/belay-storage/belay/pkg/mirror/digest"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// Bounds of the cache of entries. A page is 4 KiB and covers 512 KiB of the volume: pagesMax covers 8 GiB that are
+// worked on at random with 64 MiB of memory; pagesIdle is what an idle volume keeps.
+const (
+	pagesMax  = 16384
+	pagesIdle = 256
+)
+
+// page holds the entries of 128 blocks as the engine expects them. Its bytes are in the store's format.
+type page struct {
+	index  int64
+	mu     sync.Mutex
+	raw    []byte
+	dirty  bool // newer than what the stores were given
+	loaded chan struct{}
+	err    error
+
+	pins  int // guarded by pages.mu, as place
+	place *list.Element
+}
+
+// pages is what the engine expects of every block, kept in memory for what is worked on and read from a member otherwise.
+type pages struct {
+	load func(index int64, raw []byte) error
+	max  int
+
+	mu    sync.Mutex
+	all   map[int64]*page
+	order *list.List // most recently used first
+	dirty map[int64]*page
+}
+
+func newPages(load func(int64, []byte) error) *pages {
+	return &pages{load: load, max: pagesMax, all: map[int64]*page{}, order: list.New(), dirty: map[int64]*page{}}
+}
+
+// get returns the page, loaded and pinned: it stays until put.
+func (c *pages) get(index int64) (*page, error) {
+	p, fresh := c.pin(index)
+	if fresh {
+		p.err = c.load(index, p.raw)
+		close(p.loaded)
+	} else {
+		<-p.loaded
+	}
+	if p.err != nil {
+		c.forget(p)
+		return nil, p.err
+	}
+	return p, nil
+}
+
+func (c *pages) pin(index int64) (p *page, fresh bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p = c.all[index]
+	if p == nil {
+		p = &page{index: index, raw: vfs.AlignedBuffer(store.PageSize), loaded: make(chan struct{})}
+		p.place = c.order.PushFront(p)
+		c.all[index] = p
+		fresh = true
+		c.evict(c.max)
+	}
+	p.pins++
+	c.order.MoveToFront(p.place)
+	return p, fresh
+}
+
+func (c *pages) put(p *page) {
+	c.mu.Lock()
+	p.pins--
+	c.mu.Unlock()
+}
+
+func (c *pages) forget(p *page) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.pins--
+	if c.all[p.index] == p {
+		delete(c.all, p.index)
+		c.order.Remove(p.place)
+	}
+}
+
+// evict drops the least recently used clean pages until at most keep are left. Dirty ones stay until a flush.
+func (c *pages) evict(keep int) {
+	for e := c.order.Back(); e != nil && len(c.all) > keep; {
+		p := e.Value.(*page)
+		e = e.Prev()
+		if p.pins == 0 && c.dirty[p.index] == nil {
+			delete(c.all, p.index)
+			c.order.Remove(p.place)
+		}
+	}
+}
+
+// shrink drops clean pages down to keep.
+func (c *pages) shrink(keep int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.evict(keep)
+}
+
+// dirtyCount is the number of pages a flush has to write.
+func (c *pages) dirtyCount() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.dirty)
+}
+
+// set replaces the entry of a block in p, which is pinned, and returns the one it had. sound is false where that could not be read.
+func (c *pages) set(p *page, block int64, e digest.Entry) (old digest.Entry, sound bool) {
+	at := slot(block)
+	p.mu.Lock()
+	old, sound = digest.Decode(p.raw[at:at+digest.EntrySize], block)
+	digest.Encode(p.raw[at:at+digest.EntrySize], block, e)
+	was := p.dirty
+	p.dirty = true
+	p.mu.Unlock()
+	if !was {
+		c.touch(p)
+	}
+	return old, sound
+}
+
+func (c *pages) touch(p *page) {
+	c.mu.Lock()
+	c.dirty[p.index] = p
+	c.mu.Unlock()
+}
+
+// entry returns what the engine expects of a block in p; sound is false where its record is damaged everywhere.
+func (p *page) entry(block int64) (e digest.Entry, sound bool) {
+	at := slot(block)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return digest.Decode(p.raw[at:at+digest.EntrySize], block)
+}
+
+func slot(block int64) int64 { return block % store.EntriesPerPage * digest.EntrySize }
+
+// takeDirty returns a copy of every page that the stores do not have yet, ordered, and counts them as written. Where
+// that write then fails, giveBack makes them dirty again.
+func (c *pages) takeDirty() []dirtyPage {
+	c.mu.Lock()
+	taken := make([]*page, 0, len(c.dirty))
+	for _, p := range c.dirty {
+		p.pins++
+		taken = append(taken, p)
+	}
+	clear(c.dirty)
+	c.mu.Unlock()
+	slices.SortFunc(taken, func(a, b *page) int { return int(a.index - b.index) })
+	out := make([]dirtyPage, len(taken))
+	for i, p := range taken {
+		out[i] = p.copy()
+	}
+	return out
+}
+
+func (p *page) copy() dirtyPage {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dirty = false
+	raw := vfs.GetBuffer(store.PageSize)
+	copy(raw, p.raw)
+	return dirtyPage{page: p, raw: raw}
+}
+
+// dirtyPage is a page as it was when a flush took it.
+type dirtyPage struct {
+	page *page
+	raw  []byte
+}
+
+// done gives the copies back after the stores have them; failed makes the pages dirty again.
+func (c *pages) done(taken []dirtyPage, failed bool) {
+	for _, t := range taken {
+		vfs.PutBuffer(t.raw)
+		if failed {
+			t.page.mu.Lock()
+			t.page.dirty = true
+			t.page.mu.Unlock()
+			c.touch(t.page)
+		}
+		c.put(t.page)
+	}
+}

@@ -1,0 +1,156 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/belay-storage/belay/pkg/mirror/digest"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// ReadAt implements device.Backend: every block is compared with its checksum; one that differs is mended from another member before
+// it is returned. EIO where no copy can win.
+func (s *Session) ReadAt(p []byte, off int64) error {
+	s.touch()
+	first, n := blocksOf(off, int64(len(p)))
+	held := s.ranges.lock(first, n, false)
+	bad, err := s.readRange(p, off, first, n)
+	s.ranges.unlock(held)
+	if err != nil || len(bad) == 0 {
+		return err
+	}
+	held = s.ranges.lock(first, n, true)
+	defer s.ranges.unlock(held)
+	if err := s.mendBlocks(bad); err != nil {
+		return err
+	}
+	if bad, err = s.readRange(p, off, first, n); err == nil && len(bad) > 0 {
+		err = fmt.Errorf("volume %s: block %d does not match its checksum after its repair: %w", s.id, bad[0], syscall.EIO)
+	}
+	return err
+}
+
+// readLocked is ReadAt of whole blocks for a caller that holds the range exclusively.
+func (s *Session) readLocked(p []byte, first int64) error {
+	n := int64(len(p)) / store.BlockSize
+	bad, err := s.readBlocks(p, first)
+	if err != nil || len(bad) == 0 {
+		return err
+	}
+	if err := s.mendBlocks(bad); err != nil {
+		return err
+	}
+	if bad, err = s.readBlocks(p, first); err == nil && len(bad) > 0 {
+		err = fmt.Errorf("volume %s: blocks from %d to %d do not match their checksums after their repair: %w", s.id, first, first+n-1, syscall.EIO)
+	}
+	return err
+}
+
+func (s *Session) readRange(p []byte, off, first, n int64) ([]int64, error) {
+	if off%store.BlockSize == 0 && len(p)%store.BlockSize == 0 {
+		return s.readBlocks(p, first)
+	}
+	whole := vfs.GetBuffer(int(n * store.BlockSize))
+	defer vfs.PutBuffer(whole)
+	bad, err := s.readBlocks(whole, first)
+	copy(p, whole[off-first*store.BlockSize:])
+	return bad, err
+}
+
+// readBlocks reads from one member and lists the blocks that do not match their checksums. A member that cannot be read is
+// treated like one whose blocks are all wrong.
+func (s *Session) readBlocks(p []byte, first int64) (bad []int64, err error) {
+	if err := s.refusal(false); err != nil {
+		return nil, err
+	}
+	n := int64(len(p)) / store.BlockSize
+	members := s.view.Load().members()
+	r := members[s.turn.Add(1)%uint64(len(members))]
+	var held []*page
+	var pagesErr error
+	failed := each([]*replica{r}, func(r *replica) error { return r.ReadBlocks(p, first) }, func() {
+		held, pagesErr = s.pin(first, n)
+	})
+	defer s.unpin(held)
+	if pagesErr != nil {
+		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, pagesErr)
+	}
+	if len(failed) > 0 {
+		s.log.Warn("read failed, trying another replica", "volume", s.id, "cause", failed.err())
+		return blockRange(first, n), nil
+	}
+	return s.mismatches(p, first, held), nil
+}
+
+func (s *Session) mismatches(p []byte, first int64, held []*page) (bad []int64) {
+	for i := int64(0); i < int64(len(p))/store.BlockSize; i++ {
+		block := first + i
+		e, sound := held[block/store.EntriesPerPage-first/store.EntriesPerPage].entry(block)
+		if !sound || s.hash.Block(block, p[i*store.BlockSize:(i+1)*store.BlockSize]) != e.Hash {
+			bad = append(bad, block)
+		}
+	}
+	return bad
+}
+
+func blockRange(first, n int64) []int64 {
+	out := make([]int64, n)
+	for i := range out {
+		out[i] = first + int64(i)
+	}
+	return out
+}
+
+// loadPage reads a page of entries from the members: from the first one, and where an entry there is damaged, the newest
+// sound one of the others.
+func (s *Session) loadPage(index int64, raw []byte) error {
+	var errs []error
+	loaded := false
+	other := vfs.GetBuffer(store.PageSize)
+	defer vfs.PutBuffer(other)
+	for _, r := range s.view.Load().members() {
+		into := raw
+		if loaded {
+			into = other
+		}
+		if err := r.ReadEntries(into, index); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if loaded {
+			mergeEntries(raw, other, index)
+		}
+		loaded = true
+		if allSound(raw, index) {
+			return nil
+		}
+	}
+	if !loaded {
+		return errors.Join(errs...)
+	}
+	return nil // an entry that is damaged everywhere stays so: its block is judged without it
+}
+
+func allSound(raw []byte, index int64) bool {
+	for i := range int64(store.EntriesPerPage) {
+		at := i * digest.EntrySize
+		if _, ok := digest.Decode(raw[at:at+digest.EntrySize], index*store.EntriesPerPage+i); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// mergeEntries puts the sound entries of other in the place of damaged or older ones.
+func mergeEntries(raw, other []byte, index int64) {
+	for i := range int64(store.EntriesPerPage) {
+		block, at := index*store.EntriesPerPage+i, i*digest.EntrySize
+		have, ok := digest.Decode(raw[at:at+digest.EntrySize], block)
+		offered, sound := digest.Decode(other[at:at+digest.EntrySize], block)
+		if sound && (!ok || newer(offered.Version, have.Version)) {
+			copy(raw[at:at+digest.EntrySize], other[at:at+digest.EntrySize])
+		}
+	}
+}

@@ -1,0 +1,229 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/digest"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// bringBack opens voters that failed or were away, and rebuilds those that are not in sync.
+func (s *Session) bringBack(ctx context.Context) {
+	s.evidence.Lock()
+	defer s.evidence.Unlock()
+	if s.outOfSync() == 0 {
+		return
+	}
+	s.gate.Lock()
+	err := s.refusal(true)
+	if err == nil {
+		s.reopen(s.Config().Members)
+	}
+	s.gate.Unlock()
+	if err != nil {
+		return
+	}
+	for _, r := range s.view.Load().pick(s.outOfSync()) {
+		if err := s.rebuild(ctx, r, nil); err != nil && ctx.Err() == nil {
+			s.log.Warn("rebuild", "volume", s.id, "replica", r.id(), "cause", err)
+		}
+	}
+}
+
+func (s *Session) outOfSync() quorum.Set {
+	c := s.Config()
+	return quorum.All(len(c.Voters)).Without(c.Members)
+}
+
+// reopen opens again every voter that has failed or is not open, so that it can vote and be rebuilt; it has the present configuration
+// then. Those in leave are left alone: a member whose sync failed must be excluded before anything it says counts
+// again. The caller holds gate for writing.
+func (s *Session) reopen(leave quorum.Set) {
+	v := s.view.Load()
+	for i, voter := range v.config.Voters {
+		r := v.replicas[i]
+		if leave.Has(i) || r != nil && r.Failed() == nil {
+			continue
+		}
+		if r != nil {
+			r.Close()
+		}
+		again, err := s.readmit(v, i, voter)
+		if err != nil {
+			s.log.Debug("replica still away", "volume", s.id, "voter", i, "cause", err)
+			continue
+		}
+		replicas := append([]*replica(nil), v.replicas...)
+		replicas[i] = again
+		v = &view{config: v.config, replicas: replicas, targets: v.targets.Without(quorum.SetOf(i))}
+		s.view.Store(v)
+		s.log.Info("replica is back", "volume", s.id, "replica", again.id())
+	}
+}
+
+// readmit gives a returned voter the configuration in force. One that has promised a newer epoch says that we were fenced.
+func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) {
+	r, err := s.openVoter(i, voter)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(r.Present(), r.Accept(v.config, store.Session{})); err != nil {
+		r.Close()
+		if errors.Is(err, store.ErrFenced) {
+			s.superseded(failures{{r, err}})
+		}
+		return nil, err
+	}
+	return r, nil
+}
+
+// rebuild makes r identical to the members while the volume is in use, and then a member (DESIGN.md §3.5). It copies
+// only regions that r says it was writing, or whose sums differ, and in them only blocks that differ.
+func (s *Session) rebuild(ctx context.Context, r *replica, report func(engine.Progress)) error {
+	s.log.Info("rebuild begins", "volume", s.id, "replica", r.id())
+	if err := s.takeWrites(r); err != nil {
+		return err
+	}
+	todo, err := s.behind(r)
+	if err != nil {
+		return s.dropTarget(r, err)
+	}
+	meter := newMeter("rebuild", report)
+	meter.total = volume.Bytes(len(todo)) * store.RegionSize
+	sums := make(map[int64]digest.Sum, len(todo))
+	for _, region := range todo {
+		if err := s.interrupted(ctx); err != nil {
+			return s.dropTarget(r, err)
+		}
+		if sums[region], err = s.copyRegion(r, region); err != nil {
+			return s.dropTarget(r, err)
+		}
+		meter.add(store.RegionSize)
+	}
+	if err := r.Sync(); err != nil {
+		return s.dropTarget(r, err)
+	}
+	return s.admit(r, sums)
+}
+
+// interrupted says why a rebuild should not go on: it makes way for a detach.
+func (s *Session) interrupted(ctx context.Context) error {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	return errors.Join(ctx.Err(), s.refusal(true))
+}
+
+// takeWrites makes r a target: from now on it gets every write, and its map has every region that is dirty.
+func (s *Session) takeWrites(r *replica) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if err := s.refusal(true); err != nil {
+		return err
+	}
+	if err := r.MarkDirty(s.regions.list()); err != nil {
+		return fmt.Errorf("store %s: %w", r.dir.Path(), err)
+	}
+	v := s.view.Load()
+	s.setView(v.config, v.targets.With(r.index))
+	return nil
+}
+
+func (s *Session) dropTarget(r *replica, why error) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	v := s.view.Load()
+	s.setView(v.config, v.targets.Without(quorum.SetOf(r.index)))
+	return why
+}
+
+// behind lists the regions in which r may differ from the members.
+func (s *Session) behind(r *replica) ([]int64, error) {
+	set := map[int64]struct{}{}
+	for _, i := range r.Dirty() {
+		set[i] = struct{}{}
+	}
+	source := s.view.Load().members()[0]
+	mine, theirs := make([]digest.Sum, sumsChunk), make([]digest.Sum, sumsChunk)
+	for first := int64(0); first < regionCount(s.Config().Size); first += sumsChunk {
+		if err := errors.Join(r.ReadSums(mine, first), source.ReadSums(theirs, first)); err != nil {
+			return nil, err
+		}
+		for _, i := range differing(mine, theirs, first) {
+			set[i] = struct{}{}
+		}
+	}
+	return sortedKeys(set), nil
+}
+
+// copyRegion makes one region of r what the engine expects. Writers in the region wait.
+func (s *Session) copyRegion(r *replica, index int64) (digest.Sum, error) {
+	held := s.ranges.lock(index*store.RegionBlocks, store.RegionBlocks, true)
+	defer s.ranges.unlock(held)
+	expected, err := s.expectedRegion(index)
+	if err != nil {
+		return digest.Sum{}, err
+	}
+	var want blockset
+	want.fill()
+	mine, err := readImage(s.hash, r, index, &want)
+	if err != nil {
+		return digest.Sum{}, err
+	}
+	buf := vfs.GetBuffer(store.BlockSize)
+	defer vfs.PutBuffer(buf)
+	for _, block := range mine.wrong(index, expected, &want) {
+		if err := s.readLocked(buf, block); err != nil {
+			return digest.Sum{}, err
+		}
+		if err := r.WriteBlocks(buf, block); err != nil {
+			return digest.Sum{}, err
+		}
+	}
+	if mine.entries == expected.entries && mine.sound == expected.sound {
+		return expected.sum(s.hash), nil
+	}
+	return expected.sum(s.hash), writeRegionEntries(r, index, &expected.entries)
+}
+
+// admit makes r a member once everything on it is durable. Requests wait for the last sync.
+func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	v := s.view.Load()
+	clean := make([]int64, 0, len(sums))
+	for i := range sums {
+		if s.regions.get(i) == nil {
+			clean = append(clean, i)
+		} else {
+			delete(sums, i)
+		}
+	}
+	err := errors.Join(s.refusal(true), r.Sync())
+	if err == nil {
+		err = r.WriteSums(sums)
+	}
+	if err == nil {
+		err = r.ClearDirty(clean)
+	}
+	targets := v.targets.Without(quorum.SetOf(r.index))
+	if err != nil {
+		s.setView(v.config, targets)
+		return err
+	}
+	next := v.config
+	next.Members = next.Members.With(r.index)
+	if err := s.commit(next, true); err != nil {
+		return err
+	}
+	s.setView(s.Config(), targets)
+	r.lossy = false // it joined anew, with everything durable
+	s.log.Info("replica is in sync again", "volume", s.id, "replica", r.id())
+	s.events.replicas(s)
+	return nil
+}

@@ -1,0 +1,202 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// verifyBatch is how many quiet regions one step verifies: their sums and maps then share two syncs.
+const verifyBatch = 16
+
+// verifyQuiet verifies dirty regions in which nobody has written for a while and makes them clean, so that a detach
+// finds little to do and a crash little to recover.
+func (s *Session) verifyQuiet(ctx context.Context, quiet time.Duration) {
+	for ctx.Err() == nil {
+		batch := s.quietRegions(quiet)
+		if len(batch) == 0 {
+			return
+		}
+		if err := s.verifyBatch(batch); err != nil {
+			s.log.Warn("background verification", "volume", s.id, "cause", err)
+			return
+		}
+	}
+}
+
+func (s *Session) quietRegions(quiet time.Duration) (out []int64) {
+	before := time.Now().Add(-quiet).UnixNano()
+	for _, i := range s.regions.list() {
+		if r := s.regions.get(i); r != nil && r.touched.Load() < before {
+			if out = append(out, i); len(out) == verifyBatch {
+				break
+			}
+		}
+	}
+	return out
+}
+
+// verifyBatch keeps writers out of the regions while it reads them back.
+func (s *Session) verifyBatch(batch []int64) error {
+	s.evidence.Lock()
+	defer s.evidence.Unlock()
+	for _, i := range batch {
+		held := s.ranges.lock(i*store.RegionBlocks, store.RegionBlocks, true)
+		defer s.ranges.unlock(held)
+	}
+	if err := s.Flush(); err != nil {
+		return err
+	}
+	for _, i := range batch {
+		if err := s.verifyRegion(i, nil); err != nil && !errors.Is(err, errNoCopy) {
+			return err
+		}
+	}
+	return s.settleClean(batch)
+}
+
+// scrubForever reads the whole volume again and again, each pass spread over the interval.
+func (s *Session) scrubForever(ctx context.Context, interval time.Duration) {
+	for ctx.Err() == nil {
+		started := time.Now()
+		if err := s.scrub(ctx, interval); err != nil && ctx.Err() == nil {
+			s.log.Warn("verification of the whole volume", "volume", s.id, "cause", err)
+		}
+		sleep(ctx, interval-time.Since(started))
+	}
+}
+
+// scrub reads every region that holds anything from every member, compares it with its checksums and mends it.
+func (s *Session) scrub(ctx context.Context, spread time.Duration) error {
+	todo, err := s.heldRegions()
+	if err != nil {
+		return err
+	}
+	pause := spread / time.Duration(max(2*len(todo), 1))
+	for _, region := range todo {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		n, err := s.scrubRegion(region)
+		if err != nil {
+			return err
+		}
+		s.events.scrubbed(s, n)
+		sleep(ctx, pause)
+	}
+	return nil
+}
+
+// heldRegions lists the regions in which any member holds anything.
+func (s *Session) heldRegions() ([]int64, error) {
+	set := map[int64]struct{}{}
+	for _, r := range s.view.Load().members() {
+		for block := int64(0); ; {
+			next, ok, err := r.NextData(block)
+			if err != nil {
+				return nil, err
+			}
+			if !ok {
+				break
+			}
+			set[next/store.RegionBlocks] = struct{}{}
+			block = (next/store.RegionBlocks + 1) * store.RegionBlocks
+		}
+	}
+	return sortedKeys(set), nil
+}
+
+// scrubRegion verifies one region on all members. Writers wait for the part that is being read.
+func (s *Session) scrubRegion(index int64) (volume.Bytes, error) {
+	s.evidence.Lock()
+	defer s.evidence.Unlock()
+	var read volume.Bytes
+	for first := int64(0); first < store.RegionBlocks; first += chunkBlocks {
+		n, err := s.scrubChunk(index, first)
+		read += n
+		if err != nil {
+			return read, err
+		}
+	}
+	return read, nil
+}
+
+func (s *Session) scrubChunk(index, first int64) (volume.Bytes, error) {
+	held := s.ranges.lock(index*store.RegionBlocks+first, chunkBlocks, true)
+	defer s.ranges.unlock(held)
+	expected, err := s.expectedRegion(index)
+	if err != nil {
+		return 0, err
+	}
+	var want blockset
+	for i := first; i < first+chunkBlocks; i++ {
+		want.add(i)
+	}
+	images, failed := readImages(s.hash, s.view.Load().members(), index, &want)
+	if len(failed) > 0 {
+		return 0, s.exclude(failed)
+	}
+	var read volume.Bytes
+	wrong := map[int64]struct{}{}
+	for _, m := range images {
+		read += m.bytes
+		for _, b := range m.wrong(index, expected, &want) {
+			wrong[b] = struct{}{}
+		}
+	}
+	if len(wrong) == 0 {
+		return read, nil
+	}
+	if err := s.mendEach(sortedKeys(wrong)); err != nil && !errors.Is(err, errNoCopy) {
+		return read, err
+	}
+	return read, s.Flush()
+}
+
+// ScrubNow verifies the whole volume once, without pause, and says what it found.
+func (s *Session) ScrubNow(ctx context.Context, progress func(engine.Progress)) (engine.Verification, error) {
+	repairsBefore, _, _ := s.ledger.entries()
+	todo, err := s.heldRegions()
+	if err != nil {
+		return engine.Verification{}, err
+	}
+	meter := newMeter("verify", progress)
+	meter.total = volume.Bytes(len(todo)*len(s.view.Load().members())) * (store.RegionSize + store.PagesPerRegion*store.PageSize)
+	out := engine.Verification{Volume: s.id, Size: volume.Bytes(s.Size()), Expected: digestOf(s.regions.total(), volume.Bytes(s.Size()))}
+	for _, region := range todo {
+		if err := ctx.Err(); err != nil {
+			return out, err
+		}
+		n, err := s.scrubRegion(region)
+		if err != nil {
+			return out, err
+		}
+		out.Read += n
+		meter.add(n)
+	}
+	return s.concludeScrub(out, len(repairsBefore))
+}
+
+func (s *Session) concludeScrub(out engine.Verification, before int) (engine.Verification, error) {
+	repairs, unresolved, _ := s.ledger.entries()
+	out.Repairs, out.Unresolved = repairs[before:], unresolved
+	b, err := s.testify()
+	out.Evidence = b.Evidence
+	return out, err
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
