@@ -1,0 +1,45 @@
+package admin
+
+import (
+	"context"
+
+	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// Client asks a running `belay serve`. Volumes are named by their ID or the orchestrator's name. Errors wrap those of
+// pkg/engine and pkg/wire; wire.ErrNotRunning says that nobody serves there.
+type Client struct{ wire *wire.Client }
+
+// NewClient returns a client of the server at the socket.
+func NewClient(socket string) *Client {
+	c := wire.NewClient(socket, engine.Codes)
+	c.Peer = "belay serve"
+	return &Client{wire: c}
+}
+
+// About says who answers.
+func (c *Client) About(ctx context.Context) (About, error) {
+	return wire.Call[About, none](ctx, c.wire, methodAbout, none{}, nil)
+}
+
+// Volumes lists every volume, ordered by ID.
+func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
+	return wire.Call[[]Volume, none](ctx, c.wire, methodVolumes, none{}, nil)
+}
+
+// Receipts lists the volume's receipts, oldest first.
+func (c *Client) Receipts(ctx context.Context, volume string) (Receipts, error) {
+	return wire.Call[Receipts, none](ctx, c.wire, methodReceipts, named{volume}, nil)
+}
+
+// Verify reads every replica of the volume again. progress may be nil. Cancelling ctx stops the reading.
+func (c *Client) Verify(ctx context.Context, volume string, progress func(engine.Progress)) (Verification, error) {
+	return wire.Call[Verification](ctx, c.wire, methodVerify, named{volume}, progress)
+}
+
+// Why tells what holds the volume, who said what, and what to do next.
+func (c *Client) Why(ctx context.Context, volume string) (detach.Report, error) {
+	return wire.Call[detach.Report, none](ctx, c.wire, methodWhy, named{volume}, nil)
+}

@@ -1,0 +1,163 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// Config is what a server answers from. All fields are required.
+type Config struct {
+	About   About
+	Control Control
+	Gate    Gate
+	Book    Book
+	Log     *slog.Logger
+}
+
+type server struct{ Config }
+
+// NewServer returns a server for the API; wire.Listen makes the socket that it serves.
+func NewServer(c Config) *wire.Server {
+	s, w := server{c}, wire.NewServer(engine.Codes, c.Log)
+	wire.Handle(w, methodAbout, func(context.Context, none, func(none)) (About, error) { return c.About, nil })
+	wire.Handle(w, methodVolumes, s.volumes)
+	wire.Handle(w, methodReceipts, s.receipts)
+	wire.Handle(w, methodVerify, s.verify)
+	wire.Handle(w, methodWhy, s.why)
+	return w
+}
+
+// resolve finds the volume that has the ID, or else the orchestrator's name.
+func (s server) resolve(ctx context.Context, name string) (engine.Volume, error) {
+	id, err := volume.IDForName(name)
+	if err != nil {
+		return engine.Volume{}, fmt.Errorf("%w: %w", engine.ErrInvalid, err)
+	}
+	v, err := s.Control.Get(ctx, id)
+	if !errors.Is(err, engine.ErrNotFound) {
+		return v, err
+	}
+	all, listErr := s.Control.List(ctx)
+	if listErr != nil {
+		return engine.Volume{}, listErr
+	}
+	for _, v := range all {
+		if v.Name == name {
+			return v, nil
+		}
+	}
+	return engine.Volume{}, fmt.Errorf("%w; `belay volumes` lists those there are", err)
+}
+
+func (s server) volumes(ctx context.Context, _ none, _ func(none)) ([]Volume, error) {
+	all, err := s.Control.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Volume, 0, len(all))
+	for _, v := range all {
+		r, err := s.newest(ctx, v)
+		out = append(out, Volume{Volume: v, Receipt: r, ReceiptError: text(err)})
+	}
+	return out, nil
+}
+
+// newest returns the newest receipt in force; nil without an error where there is none.
+func (s server) newest(ctx context.Context, v engine.Volume) (*receipt.Receipt, error) {
+	if len(v.Head) == 0 {
+		return nil, nil
+	}
+	raws, err := s.Control.Receipts(ctx, v.ID)
+	if err != nil {
+		return nil, err
+	}
+	if len(raws) == 0 || !bytes.Equal(receipt.Hash(raws[len(raws)-1]), v.Head) {
+		return nil, fmt.Errorf("volume %s: the receipt that its seal names (%.16s…) is not among the %d kept", v.ID, engine.HexBytes(v.Head), len(raws))
+	}
+	r, err := s.Book.Verify(raws[len(raws)-1])
+	if err != nil {
+		return nil, err
+	}
+	return &r, nil
+}
+
+func (s server) receipts(ctx context.Context, n named, _ func(none)) (Receipts, error) {
+	v, err := s.resolve(ctx, n.Volume)
+	if err != nil {
+		return Receipts{}, err
+	}
+	raws, err := s.Control.Receipts(ctx, v.ID)
+	if err != nil {
+		return Receipts{}, err
+	}
+	out := Receipts{Volume: v.ID, Name: v.Name, Entries: make([]ReceiptEntry, 0, len(raws)), Breaks: s.Book.VerifyChain(raws)}
+	for _, raw := range raws {
+		r, err := s.Book.Verify(raw)
+		out.Entries = append(out.Entries, ReceiptEntry{Receipt: r, Hash: receipt.Hash(raw), Raw: raw, Error: text(err)})
+	}
+	// What was cut off at the end shows only against the engine's own head.
+	if last := len(raws) - 1; len(v.Head) > 0 && (last < 0 || !bytes.Equal(receipt.Hash(raws[last]), v.Head)) {
+		out.Breaks = append(out.Breaks, receipt.Break{Index: len(raws), Cause: fmt.Sprintf("the seal names receipt %.16s…, which is not the newest kept", engine.HexBytes(v.Head))})
+	}
+	return out, nil
+}
+
+func (s server) verify(ctx context.Context, n named, progress func(engine.Progress)) (Verification, error) {
+	v, err := s.resolve(ctx, n.Volume)
+	if err != nil {
+		return Verification{}, err
+	}
+	r, receiptErr := s.newest(ctx, v)
+	began := time.Now()
+	found, err := s.Control.Verify(ctx, v.ID, progress)
+	if err != nil {
+		return Verification{}, err
+	}
+	return Verification{
+		Verification: found, Name: v.Name, Took: time.Since(began), Receipt: r, ReceiptError: text(receiptErr),
+		Comparison: compare(v, found, r, receiptErr),
+	}, nil
+}
+
+// compare says how what was read stands to the newest receipt. A receipt tells the content only until the next writer attaches.
+func compare(v engine.Volume, found engine.Verification, r *receipt.Receipt, receiptErr error) Comparison {
+	switch {
+	case receiptErr != nil:
+		return Unreadable
+	case r == nil:
+		return NoReceipt
+	case !v.Sealed || !found.Sealed || v.Writer > r.Writer:
+		return Since
+	}
+	for _, e := range found.Evidence {
+		if e.Error == "" && e.State == engine.InSync && !e.Digest.Equal(r.Expected) {
+			return Differs
+		}
+	}
+	return Equal
+}
+
+func (s server) why(ctx context.Context, n named, _ func(none)) (detach.Report, error) {
+	v, err := s.resolve(ctx, n.Volume)
+	if err != nil {
+		return detach.Report{}, err
+	}
+	return s.Gate.Why(ctx, v.ID)
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
