@@ -12,3 +12,6 @@ func (r *Replica) MountID() uint64 {
 	}
 	return info.Mount
 }
+
+// DataOffset is where in the file data of a replica a block lies. Tools that examine or damage a replica use it.
+func DataOffset(block int64) int64 { return blockOffset(block) }
