@@ -1,6 +1,7 @@
 package device
 
 import (
+	"errors"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -79,14 +80,21 @@ func (m *memory) Flush() error { m.flushes.Add(1); return m.enter(nil) }
 
 func (m *memory) Discard(off, n int64) error {
 	m.discards.Add(1)
-	clear(m.bytes[off : off+n])
-	return m.enter(nil)
+	return errors.Join(m.zero(off, n), m.enter(nil))
 }
 
 func (m *memory) Zero(off, n int64) error {
 	m.zeroes.Add(1)
+	return errors.Join(m.zero(off, n), m.enter(nil))
+}
+
+// zero gives whole pages back to the kernel, which is faster by far than clearing them.
+func (m *memory) zero(off, n int64) error {
+	if off%4096 == 0 && n%4096 == 0 {
+		return unix.Madvise(m.bytes[off:off+n], unix.MADV_DONTNEED)
+	}
 	clear(m.bytes[off : off+n])
-	return m.enter(nil)
+	return nil
 }
 
 func (m *memory) Size() int64 { return m.size.Load() }

@@ -273,18 +273,17 @@ func (s *Server) read(f *os.File) error {
 		return err
 	}
 	defer func() { s.buffers.put(buf) }()
-	var failed error
-	err = conn.Read(func(fd uintptr) (end bool) {
-		buf, end, failed = s.drain(int(fd), buf)
-		return end
-	})
-	if failed != nil {
-		return failed
+	end, failed := false, error(nil)
+	take := func(fd uintptr) { buf, end, failed = s.drain(int(fd), buf) }
+	err = conn.Read(func(fd uintptr) bool { take(fd); return end })
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		// The runtime has an error of its own for a device that went away between a read and the wait: read again, for
+		// the kernel's.
+		if e := conn.Control(take); e != nil || !end {
+			return fmt.Errorf("device of volume %s: wait for requests: %w", s.o.Name, err)
+		}
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil // stopped while it waited
-	}
-	return err
+	return failed
 }
 
 // drain takes what the kernel has and returns end = false when there is no more.
