@@ -152,10 +152,14 @@ func (h *handle) interruptVerify() {
 	}
 }
 
-// running returns the live engine process, and the session in a lost writer's place.
+// running returns the live engine process, and the session in a lost writer's place. A process that died leaves no more
+// than its dead device behind.
 func (h *handle) running() (*process, *Session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.process != nil && h.process.gone() {
+		h.process = nil
+	}
 	return h.process, h.recovery
 }
 

@@ -121,9 +121,6 @@ func (e *Engine) Detach(ctx context.Context, a volume.Attachment) error {
 	switch {
 	case p == nil:
 		return e.removeLeftovers(ctx, a.Volume)
-	case p.gone():
-		h.setProcess(nil)
-		return e.removeLeftovers(ctx, a.Volume)
 	case p.attachment.Epoch != a.Epoch:
 		return nil
 	}

@@ -36,7 +36,7 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 		recovery.Close()
 		h.setRecovery(nil)
 	}
-	if p != nil && !p.gone() {
+	if p != nil {
 		if !o.Kill {
 			return engine.FenceProof{}, fmt.Errorf("%w: %s: its engine (process %d) is alive", engine.ErrAttached, a, p.pid())
 		}
