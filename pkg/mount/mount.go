@@ -69,7 +69,7 @@ func (m *Mounter) Mount(ctx context.Context, device, path, fsType string, option
 	if !slices.Contains(Filesystems, fsType) {
 		return fmt.Errorf("mount %s on %s: %q: %w; known are %s", device, path, fsType, ErrUnsupported, strings.Join(Filesystems, ", "))
 	}
-	return m.jobs.do(ctx, "mount "+path, func() error {
+	return m.jobs.do(ctx, fmt.Sprint("mount ", device, options, " on"), path, func() error {
 		if err := m.unoccupied(path); err != nil {
 			return err
 		}
@@ -94,7 +94,7 @@ func (m *Mounter) BindDevice(ctx context.Context, device, target string) error {
 }
 
 func (m *Mounter) bind(ctx context.Context, source, target string, options []string) error {
-	return m.jobs.do(ctx, "mount "+target, func() error {
+	return m.jobs.do(ctx, fmt.Sprint("mount ", source, options, " on"), target, func() error {
 		if err := m.unoccupied(target); err != nil {
 			return err
 		}
@@ -130,7 +130,7 @@ func (m *Mounter) unoccupied(path string) error {
 // Unmount takes the topmost mount off path; none is no error. *BusyError where something uses it. It waits until the
 // kernel has written what it must, and never falls back to a lazy or forced unmount.
 func (m *Mounter) Unmount(ctx context.Context, path string) error {
-	return m.jobs.do(ctx, "unmount "+path, func() error { return m.unmount(path) })
+	return m.jobs.do(ctx, "unmount", path, func() error { return m.unmount(path) })
 }
 
 func (m *Mounter) unmount(path string) error {

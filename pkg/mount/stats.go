@@ -55,7 +55,7 @@ func IsBlock(path string) bool {
 
 // Grow makes the filesystem of device, mounted read-write at path, fill the device.
 func (m *Mounter) Grow(ctx context.Context, device, path string) error {
-	return m.jobs.do(ctx, "grow "+path, func() error {
+	return m.jobs.do(ctx, "grow", path, func() error {
 		r := k8smount.NewResizeFs(utilexec.New())
 		need, err := r.NeedResize(device, path)
 		if err != nil || !need {

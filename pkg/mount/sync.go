@@ -12,20 +12,21 @@ import (
 // has failed. The kernel tells such an error once to each descriptor that was open when it happened; hence the one kept
 // since the mount. After a restart of this process a new one is used, which learns of errors that nobody was told yet.
 func (m *Mounter) Sync(ctx context.Context, path string) error {
-	return m.jobs.do(ctx, "sync "+path, func() error { return m.withRoot(path, "syncfs", unix.Syncfs) })
+	return m.jobs.do(ctx, "sync", path, func() error { return m.withRoot(path, "syncfs", unix.Syncfs) })
 }
 
 // Freeze makes the filesystem at path durable and consistent and stops all writing to it until Thaw. One that is frozen
 // already is EBUSY.
 func (m *Mounter) Freeze(ctx context.Context, path string) error {
-	return m.jobs.do(ctx, "freeze "+path, func() error {
+	return m.jobs.do(ctx, "freeze", path, func() error {
 		return m.withRoot(path, "freeze", func(fd int) error { return unix.IoctlSetInt(fd, fiFreeze, 0) })
 	})
 }
 
 // Thaw ends Freeze. A filesystem that is not frozen is EINVAL.
 func (m *Mounter) Thaw(ctx context.Context, path string) error {
-	return m.jobs.do(ctx, "thaw "+path, func() error {
+	// Not in line behind others: a sync may be waiting for this.
+	return m.jobs.do(ctx, "thaw", "frozen "+path, func() error {
 		return m.withRoot(path, "thaw", func(fd int) error { return unix.IoctlSetInt(fd, fiThaw, 0) })
 	})
 }
@@ -38,7 +39,7 @@ const (
 
 // SyncDevice writes out what the page cache holds of the device and flushes it.
 func (m *Mounter) SyncDevice(ctx context.Context, device string) error {
-	return m.jobs.do(ctx, "sync "+device, func() error {
+	return m.jobs.do(ctx, "sync", device, func() error {
 		f, err := os.OpenFile(device, os.O_RDONLY, 0)
 		if err != nil {
 			return fmt.Errorf("sync device: %w", err)

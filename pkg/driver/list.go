@@ -1,0 +1,67 @@
+package driver
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// tokenPrefix begins a token of ListVolumes; the ID of the last volume of the page before follows. So volumes that
+// come and go between two pages neither repeat nor hide others.
+const tokenPrefix = "after:"
+
+// ListVolumes implements csi.ControllerServer.
+func (d *Driver) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
+	if r.GetMaxEntries() < 0 {
+		return nil, invalid("max_entries: %d is negative", r.GetMaxEntries())
+	}
+	after, err := parseToken(r.GetStartingToken())
+	if err != nil {
+		return nil, err
+	}
+	all, err := d.Control.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	page, next := paginate(all, after, int(r.GetMaxEntries()))
+	response := &csi.ListVolumesResponse{NextToken: next}
+	for _, v := range page {
+		response.Entries = append(response.Entries, &csi.ListVolumesResponse_Entry{
+			Volume: d.volumeMessage(v),
+			Status: &csi.ListVolumesResponse_VolumeStatus{PublishedNodeIds: publishedTo(v)},
+		})
+	}
+	return response, nil
+}
+
+func parseToken(token string) (volume.ID, error) {
+	if token == "" {
+		return "", nil
+	}
+	s, ok := strings.CutPrefix(token, tokenPrefix)
+	id, err := volume.ParseID(s)
+	if !ok || err != nil {
+		return "", answer(codes.Aborted, "starting_token %q: not one of ours; list again from the start", token)
+	}
+	return id, nil
+}
+
+// paginate returns at most n volumes (0: all) after the one named, and the token of the next page. all is ordered by ID.
+func paginate(all []engine.Volume, after volume.ID, n int) (page []engine.Volume, next string) {
+	first, found := slices.BinarySearchFunc(all, after, func(v engine.Volume, id volume.ID) int { return strings.Compare(string(v.ID), string(id)) })
+	if found {
+		first++
+	}
+	page = all[first:]
+	if n > 0 && n < len(page) {
+		page = page[:n]
+		next = tokenPrefix + string(page[n-1].ID)
+	}
+	return page, next
+}

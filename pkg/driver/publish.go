@@ -1,0 +1,127 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// contextEpoch is the key of the attachment's epoch in the publish context.
+const contextEpoch = "belay.storage/epoch"
+
+// ControllerPublishVolume implements csi.ControllerServer.
+func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
+	id, err := volume.ParseID(r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	node, err := volume.ParseNodeID(r.GetNodeId())
+	if err != nil {
+		return nil, err
+	}
+	c, err := parseCapability(r.GetVolumeCapability())
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", id, err)
+	}
+	release, err := d.controllerLocks.take(id, "ControllerPublishVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	at, err := d.publish(ctx, id, node, engine.PublishOptions{ReadOnly: r.GetReadonly() || c.readOnly(), Mode: c.mode.String()})
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerPublishVolumeResponse{PublishContext: map[string]string{contextEpoch: strconv.FormatUint(uint64(at.Epoch), 10)}}, nil
+}
+
+func (d *Driver) publish(ctx context.Context, id volume.ID, node volume.NodeID, o engine.PublishOptions) (volume.Attachment, error) {
+	v, err := d.Control.Get(ctx, id)
+	if err != nil {
+		return volume.Attachment{}, fmt.Errorf("volume %s: %w", id, err)
+	}
+	if err := d.admits(ctx, v, node); err != nil {
+		return volume.Attachment{}, err
+	}
+	at, err := d.Control.Publish(ctx, id, node, o)
+	if errors.Is(err, engine.ErrAttached) {
+		return at, fmt.Errorf("publish volume %s to node %s: %w%s", id, node, err, d.where(ctx, id))
+	}
+	if err != nil {
+		return at, fmt.Errorf("publish volume %s to node %s: %w", id, node, err)
+	}
+	return at, nil
+}
+
+// admits answers NOT_FOUND for a node that is none of ours, and says why a node of ours cannot take the volume.
+func (d *Driver) admits(ctx context.Context, v engine.Volume, node volume.NodeID) error {
+	known, err := d.knows(ctx, node)
+	switch {
+	case err != nil:
+		return err
+	case !known:
+		return answer(codes.NotFound, "node %s: not known to this driver", node)
+	case v.Attachment != nil && v.Attachment.Node == node:
+		return nil // counted already
+	}
+	return d.hasRoom(ctx, node)
+}
+
+func (d *Driver) hasRoom(ctx context.Context, node volume.NodeID) error {
+	if d.VolumesMax == 0 {
+		return nil
+	}
+	list, err := d.Control.List(ctx)
+	if err != nil {
+		return fmt.Errorf("count the volumes of node %s: %w", node, err)
+	}
+	n := int64(0)
+	for _, v := range list {
+		if v.Attachment != nil && v.Attachment.Node == node {
+			n++
+		}
+	}
+	if n >= d.VolumesMax {
+		return answer(codes.ResourceExhausted, "node %s has %d volumes attached and takes no more", node, n)
+	}
+	return nil
+}
+
+// where tells, for a message, which node has the volume (CSI asks for the node ID).
+func (d *Driver) where(ctx context.Context, id volume.ID) string {
+	v, err := d.Control.Get(ctx, id)
+	if err != nil || v.Attachment == nil {
+		return ""
+	}
+	return fmt.Sprintf("; it is published to node %s (epoch %d)", v.Attachment.Node, v.Attachment.Epoch)
+}
+
+// ControllerUnpublishVolume implements csi.ControllerServer: the gate decides.
+func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
+	id, err := volume.ParseID(r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	var node volume.NodeID // none: every node (CSI)
+	if r.GetNodeId() != "" {
+		if node, err = volume.ParseNodeID(r.GetNodeId()); err != nil {
+			return nil, err
+		}
+	}
+	release, err := d.controllerLocks.take(id, "ControllerUnpublishVolume")
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if err := d.Gate.Unpublish(ctx, id, node); err != nil {
+		return nil, err
+	}
+	return &csi.ControllerUnpublishVolumeResponse{}, nil
+}

@@ -1,0 +1,100 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mount"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// meanings maps errors to codes. The first that fits is taken, hence the order: what needs a person comes before what
+// heals, and "not yet" before "no".
+var meanings = []struct {
+	err  error
+	code codes.Code
+}{
+	{engine.ErrQuarantined, codes.DataLoss},
+	{detach.ErrDataLoss, codes.DataLoss},
+	{detach.ErrWriteback, codes.DataLoss},
+	{detach.ErrInProgress, codes.Aborted},
+	{detach.ErrNodeSilent, codes.Aborted},
+	{engine.ErrBusy, codes.Aborted},
+	{detach.ErrHeld, codes.FailedPrecondition},
+	{detach.ErrOverride, codes.FailedPrecondition},
+	{detach.ErrJournal, codes.Internal},
+	{engine.ErrUnavailable, codes.Unavailable},
+	{engine.ErrAttached, codes.FailedPrecondition},
+	{engine.ErrNotStopped, codes.FailedPrecondition},
+	{engine.ErrNotSealed, codes.FailedPrecondition},
+	{engine.ErrStaleEpoch, codes.FailedPrecondition},
+	{engine.ErrDeviceLost, codes.FailedPrecondition},
+	{engine.ErrNotFound, codes.NotFound},
+	{engine.ErrExists, codes.AlreadyExists},
+	{engine.ErrOutOfRange, codes.OutOfRange},
+	{engine.ErrNoSpace, codes.ResourceExhausted},
+	{engine.ErrInvalid, codes.InvalidArgument},
+	{engine.ErrUnsupported, codes.Unimplemented},
+	{volume.ErrInvalid, codes.InvalidArgument},
+	{mount.ErrBusy, codes.FailedPrecondition},
+	{mount.ErrNotEmpty, codes.FailedPrecondition},
+	{mount.ErrDamaged, codes.FailedPrecondition},
+	{mount.ErrUnsupported, codes.InvalidArgument},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
+}
+
+// codeOf says what an error means to the orchestrator.
+func codeOf(err error) codes.Code {
+	if err == nil {
+		return codes.OK
+	}
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return s.GRPCStatus().Code()
+	}
+	if own, ok := errors.AsType[*coded](err); ok {
+		return own.code
+	}
+	for _, m := range meanings {
+		if errors.Is(err, m.err) {
+			return m.code
+		}
+	}
+	return codes.Internal
+}
+
+// toStatus is the error as it is answered: code and message, never details (CSI, "Error Scheme").
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, already := err.(interface{ GRPCStatus() *status.Status }); already {
+		return err
+	}
+	return status.Error(codeOf(err), err.Error())
+}
+
+// coded is an error with a code of its own. Not a gRPC status, whose text would repeat the code wherever it is wrapped.
+type coded struct {
+	code codes.Code
+	text string
+}
+
+func (e *coded) Error() string { return e.text }
+
+// answer is an error that is answered with the code.
+func answer(c codes.Code, format string, args ...any) error {
+	return &coded{code: c, text: fmt.Sprintf(format, args...)}
+}
+
+func invalid(format string, args ...any) error { return answer(codes.InvalidArgument, format, args...) }
+
+func refused(format string, args ...any) error {
+	return answer(codes.FailedPrecondition, format, args...)
+}
