@@ -78,7 +78,9 @@ func (h *history) disk() vfs.FS {
 	})
 }
 
-func (h *history) note(format string, args ...any) { h.events = append(h.events, fmt.Sprintf(format, args...)) }
+func (h *history) note(format string, args ...any) {
+	h.events = append(h.events, fmt.Sprintf(format, args...))
+}
 
 func (h *history) fatalf(format string, args ...any) {
 	h.t.Helper()

@@ -70,6 +70,11 @@ func (s *Session) reopen(leave quorum.Set) {
 // readmit gives a returned voter the configuration in force. One that has promised a newer epoch says that we were fenced.
 func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) {
 	r, err := s.openVoter(i, voter)
+	if errors.Is(err, store.ErrDamaged) && !v.config.Members.Has(i) {
+		if err = s.replaceRecord(v, voter); err == nil {
+			r, err = s.openVoter(i, voter)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,6 +86,22 @@ func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) 
 		return nil, err
 	}
 	return r, nil
+}
+
+// replaceRecord gives a replica whose record is damaged the one that the majority has. It may have forgotten a promise to
+// somebody newer, but that one would have needed a majority: the others, whose locks we hold, and which promised us.
+func (s *Session) replaceRecord(v *view, voter quorum.Voter) error {
+	dir := dirOf(s.dirs, voter.Store)
+	opened, err := dir.OpenUnknown(s.id, s.holder)
+	if err != nil {
+		return err
+	}
+	defer opened.Close()
+	if opened.Superblock().Incarnation != voter.Incarnation {
+		return fmt.Errorf("store %s: replica of another incarnation", dir.Path())
+	}
+	s.log.Warn("damaged record replaced by the majority's", "volume", s.id, "store", dir.Path())
+	return opened.Adopt(v.config)
 }
 
 // rebuild makes r identical to the members while the volume is in use, and then a member (DESIGN.md §3.5). It copies

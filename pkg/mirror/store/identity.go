@@ -99,12 +99,15 @@ func (d *Dir) establish(installation quorum.UUID) error {
 	return d.write(installation)
 }
 
-// write makes the directories before the identity: a store that says who it is has all of them.
+// write makes the directories durable before the identity: a store that says who it is has all of them.
 func (d *Dir) write(installation quorum.UUID) (err error) {
 	for _, name := range []string{volumesName, incomingName, trashName, tombstonesName} {
 		if err := d.fs.Mkdir(d.join(name)); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
+	}
+	if err := d.fs.SyncDir(d.path); err != nil {
+		return err
 	}
 	d.id = identity{Format: formatVersion, Installation: installation}
 	if d.id.Store, err = NewUUID(); err != nil {

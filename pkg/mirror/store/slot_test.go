@@ -133,10 +133,12 @@ func tearAgain(t *testing.T, disk [2][]byte, held Record, seen uint64) {
 	if slot == slotOf(held.Sequence) {
 		t.Fatalf("record %d would be written over record %d", attempt.Sequence, held.Sequence)
 	}
-	before := disk[slot]
+	before, after := disk[slot], slotBytes(attempt)
+	other := decodeSlot(disk[1-slot], 1-slot, owner)
 	for second := range 1 << slotSectors {
-		disk[slot] = tear(before, slotBytes(attempt), second)
-		got, _, err := chooseOf(disk)
+		states := [2]slotState{other, other}
+		states[slot] = decodeSlot(tear(before, after, second), slot, owner)
+		got, _, err := choose(states)
 		if want := whole(second == allSectors, attempt, held); err != nil || !same(got, want) {
 			t.Fatalf("then sectors %08b: record %d, %v, want %d", second, got.Sequence, err, want.Sequence)
 		}
