@@ -124,7 +124,7 @@ func (a *Agent) Status(ctx context.Context, id volume.ID) (NodeStatus, error) {
 		s.Holders = a.c.Releaser.Holders(ctx, e)
 	}
 	d, state, err := a.device(ctx, id)
-	s.Device, s.Path = state, cmp.Or(d.Path, s.Path)
+	s.Device, s.Path, s.Stalled = state, cmp.Or(d.Path, s.Path), d.Stalled
 	if err != nil {
 		s.Error = strings.TrimPrefix(s.Error+"; "+err.Error(), "; ")
 	}

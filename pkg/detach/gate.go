@@ -262,10 +262,10 @@ func (g *Gate) shutOut(s survey, f receipt.Facts) work {
 			return err
 		}
 		g.c.Events.started(a)
-		if err := g.notary.fence(ctx, a, d.Kill, f.Reason); err != nil {
-			return err
+		err = g.notary.fence(ctx, a, d.Kill, f.Reason)
+		if err == nil {
+			err = g.notary.earn(ctx, a, f, g.c.Events.reporting(a, report))
 		}
-		err = g.notary.earn(ctx, a, f, g.c.Events.reporting(a, report))
 		if errors.Is(err, engine.ErrStaleEpoch) {
 			return nil // something happened meanwhile: the caller looks again
 		}

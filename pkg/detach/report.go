@@ -1,6 +1,7 @@
 package detach
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -79,7 +80,9 @@ func (g *Gate) reportReceipts(ctx context.Context, id volume.ID, r *Report) {
 // Text is the report on one screen.
 func (r Report) Text() string {
 	var b strings.Builder
-	line := func(key, format string, args ...any) { fmt.Fprintf(&b, "%-10s "+format+"\n", append([]any{key}, args...)...) }
+	line := func(key, format string, args ...any) {
+		fmt.Fprintf(&b, "%-10s "+format+"\n", append([]any{key}, args...)...)
+	}
 	v := r.Volume
 	line("volume", "%s", strings.TrimSpace(string(v.ID)+" "+bracket(v.Name)))
 	line("state", "%s%s, %v", v.State, because(v.Reason), v.Size)
@@ -120,7 +123,7 @@ func (r Report) nodeText(line func(string, string, ...any)) {
 	if n == nil {
 		return
 	}
-	line("node", "%s: device %s %s%s", n.Node, n.Path, n.Device, because(n.Error))
+	line("node", "%s: device %s %s%s", n.Node, n.Path, n.Device, because(cmp.Or(n.Error, n.Stalled)))
 	if e := n.Entry; e != nil {
 		line("staged", "%s at %s%s", e.Phase, e.Staging, because(paths(e.Targets)))
 	}

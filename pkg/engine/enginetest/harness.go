@@ -37,12 +37,9 @@ type Harness struct {
 	Restart func(t *testing.T) (engine.Control, engine.Node)
 	// Kill ends the volume's writer as SIGKILL does.
 	Kill func(t *testing.T, id volume.ID)
-	// Damage changes one stored bit of the block at off in one replica, behind the engine's back. The block was
-	// written before.
-	Damage func(t *testing.T, id volume.ID, r engine.ReplicaID, off volume.Bytes)
+	// Damage changes the stored byte at off in one replica by the bits of mask, behind the engine's back, and leaves
+	// its checksum as it was. The block at off was written before, and what was written is on the replica's media.
+	Damage func(t *testing.T, id volume.ID, r engine.ReplicaID, off volume.Bytes, mask byte)
 	// Down takes a replica's place away until Up. A replica is named as in engine.Volume.Replicas.
 	Down, Up func(t *testing.T, r engine.ReplicaID)
 }
-
-// Suite runs every test of the contract; fresh makes a new, empty engine for each.
-func Suite(t *testing.T, fresh func(t *testing.T) *Harness) {}

@@ -1,0 +1,5 @@
+package enginetest
+
+import "testing"
+
+func TestMemory(t *testing.T) { Suite(t, MemoryHarness) }
