@@ -239,6 +239,26 @@ func (w *truth) writing(block int64, b byte, r *Replica) error {
 	return r.WriteBlocks(p, block)
 }
 
+// A process is killed anywhere in Create; another opens what it finds; then the power is cut: what was opened is there.
+func TestOpenMakesDurableWhatAKilledProcessMade(t *testing.T) {
+	for n := int64(1); ; n++ {
+		m := vfs.NewMem()
+		openStore(t, m)
+		d := openStore(t, vfs.Faulty(m, afterOpen(vfs.FailFrom(n, syscall.EIO))))
+		err := d.Create(superOf(d), configAt(1, 1))
+		m = m.Restart()
+		if r, openErr := openStore(t, m).Open(testID, "x"); openErr == nil {
+			must(t, r.Close())
+			openReplicaOn(t, m.CrashClone(nil))
+		} else {
+			wantError(t, "open", openErr, ErrNotFound)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
 var errPowerCut = errors.New("the power is cut")
 
 // TestPowerCuts runs random calls on one replica through many power cuts and kills, each at a random call on the disk.

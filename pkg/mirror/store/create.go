@@ -77,7 +77,7 @@ func (d *Dir) install(work, home string) error {
 	if err := d.fs.Rename(work, home); err != nil {
 		return err
 	}
-	return cmp.Or(d.fs.SyncDir(d.join(volumesName)), d.fs.SyncDir(d.join(incomingName)))
+	return d.settle()
 }
 
 // newMeta is the first content of meta. Both record slots are written, so that a blank one is known to be a lost one.
@@ -102,7 +102,7 @@ func newMeta(sb Superblock, c quorum.Config) []byte {
 func (d *Dir) Remove(id volume.ID) error {
 	home := d.replicaPath(id)
 	if _, err := d.fs.Stat(home); errors.Is(err, fs.ErrNotExist) {
-		return d.settle()
+		return d.settle() // an earlier call may have failed after the rename
 	}
 	lock, err := d.fs.Lock(home+"/"+lockName, "belay, removing the replica")
 	if err != nil {
@@ -113,9 +113,9 @@ func (d *Dir) Remove(id volume.ID) error {
 	if err := d.fs.Rename(home, away); err != nil {
 		return d.replicaError(id, err)
 	}
-	err = cmp.Or(d.fs.SyncDir(d.join(trashName)), d.settle())
+	err = d.settle()
 	if err == nil {
-		err = d.fs.RemoveAll(away)
+		err = d.fs.RemoveAll(away) // not before: a replica that comes back after a power cut must be whole
 	}
 	if err != nil {
 		return d.errorf("volume %s: removing the replica: %w", id, err)
@@ -123,8 +123,15 @@ func (d *Dir) Remove(id volume.ID) error {
 	return nil
 }
 
-// settle makes durable which replicas are there.
-func (d *Dir) settle() error { return d.fs.SyncDir(d.join(volumesName)) }
+// settle makes durable which replicas are there. A rename from one directory to another is that once both are synced.
+func (d *Dir) settle() error {
+	for _, name := range []string{incomingName, trashName, volumesName} {
+		if err := d.fs.SyncDir(d.join(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Sweep removes what interrupted calls of Create and Remove left. The caller holds the Lock, and nobody calls those meanwhile.
 func (d *Dir) Sweep() error {

@@ -72,7 +72,7 @@ func TestEveryFailureOfADirCanBeRetried(t *testing.T) {
 			for _, earlier := range steps[:at] {
 				must(t, earlier.call(d))
 			}
-			err := step.call(openStore(t, vfs.Faulty(m, failAfterOpen(n))))
+			err := step.call(openStore(t, vfs.Faulty(m, afterOpen(vfs.FailNth(n, syscall.EIO)))))
 			if err == nil {
 				break
 			}
@@ -95,9 +95,8 @@ func created(d *Dir) bool {
 	return err == nil
 }
 
-// failAfterOpen fails the n-th altering call after the one sync that OpenDir makes.
-func failAfterOpen(n int64) vfs.Hook {
-	hook := vfs.FailNth(n, syscall.EIO)
+// afterOpen is hook from the end of OpenDir on, which is the one sync that it makes of a store that exists.
+func afterOpen(hook vfs.Hook) vfs.Hook {
 	opened := false
 	return func(op *vfs.Op) error {
 		if opened {
@@ -111,7 +110,7 @@ func failAfterOpen(n int64) vfs.Hook {
 func TestOpenFailsCleanly(t *testing.T) {
 	for n := int64(1); ; n++ {
 		m := newMem(t)
-		d := openStore(t, vfs.Faulty(m, failAfterOpen(n)))
+		d := openStore(t, vfs.Faulty(m, afterOpen(vfs.FailNth(n, syscall.EIO))))
 		r, err := d.Open(testID, "x")
 		if err == nil {
 			must(t, r.Close())

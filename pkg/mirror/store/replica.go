@@ -100,9 +100,12 @@ func (r *Replica) files() []namedFile {
 	return []namedFile{{metaName, &r.meta}, {regionsName, &r.regions}, {dataName, &r.data}}
 }
 
-// load reads all that is kept in memory. It syncs first: a process that was killed may have written what is read now, and
+// load reads all that is kept in memory. It syncs first: a process that was killed may have made or written what is read now, and
 // not synced it. A mark in the dirty map that only the disk's cache knows must not pass for a durable one.
 func (r *Replica) load(evenUnknown bool) error {
+	if err := r.dir.settle(); err != nil {
+		return err
+	}
 	for _, f := range r.files() {
 		if err := (*f.file).Datasync(); err != nil {
 			return err

@@ -123,11 +123,15 @@ func TestTornWritesKeepTheLastRecord(t *testing.T) {
 		if want := whole(first == allSectors, attempt, recordOf(6, 10)); !same(held, want) {
 			t.Fatalf("sectors %08b written: record %d, want %d", first, held.Sequence, want.Sequence)
 		}
-		tearAgain(t, disk, held, seen)
+		step := 17 // divides 255; every cut of the second write for some cuts of the first
+		if first%16 == 5 || first == allSectors {
+			step = 1
+		}
+		tearAgain(t, disk, held, seen, step)
 	}
 }
 
-func tearAgain(t *testing.T, disk [2][]byte, held Record, seen uint64) {
+func tearAgain(t *testing.T, disk [2][]byte, held Record, seen uint64, step int) {
 	attempt := recordOf(nextSequence(held, seen), 12)
 	slot := slotOf(attempt.Sequence)
 	if slot == slotOf(held.Sequence) {
@@ -135,7 +139,7 @@ func tearAgain(t *testing.T, disk [2][]byte, held Record, seen uint64) {
 	}
 	before, after := disk[slot], slotBytes(attempt)
 	other := decodeSlot(disk[1-slot], 1-slot, owner)
-	for second := range 1 << slotSectors {
+	for second := 0; second <= allSectors; second += step {
 		states := [2]slotState{other, other}
 		states[slot] = decodeSlot(tear(before, after, second), slot, owner)
 		got, _, err := choose(states)
