@@ -125,11 +125,12 @@ func (a *Agent) leave(id volume.ID) work {
 		if err != nil || !found {
 			return err // not found: done meanwhile
 		}
-		if err := a.releasable(ctx, e); err != nil {
+		state, err := a.releasable(ctx, e)
+		if err != nil {
 			return err
 		}
 		report(engine.Progress{Phase: "release", Since: a.c.Clock()})
-		state, err := a.release(ctx, &e)
+		state, err = a.release(ctx, &e, state)
 		if err != nil {
 			return fmt.Errorf("release %v: %w", e.Attachment, err)
 		}
@@ -145,29 +146,28 @@ func (a *Agent) leave(id volume.ID) work {
 	}
 }
 
-// releasable refuses before anything is touched where requests to the device would wait: an unmount that waits for
-// replicas cannot be interrupted, and holds up whoever looks at the mount.
-func (a *Agent) releasable(ctx context.Context, e Entry) error {
+// releasable says what became of the device, and refuses before anything is touched where requests to it would wait: an
+// unmount that waits for replicas cannot be interrupted, and holds up whoever looks at the mount.
+func (a *Agent) releasable(ctx context.Context, e Entry) (DeviceState, error) {
 	s, err := a.notary.standing(ctx, e.Attachment)
 	if err != nil {
-		return err
+		return DeviceUnknown, err
 	}
 	if !s.settled && s.volume.State == engine.Unavailable {
-		return fmt.Errorf("%w: %v: %s", engine.ErrUnavailable, e.Attachment, s.volume.Reason)
+		return DeviceUnknown, fmt.Errorf("%w: %v: %s", engine.ErrUnavailable, e.Attachment, s.volume.Reason)
 	}
 	d, state, err := a.device(ctx, e.Attachment.Volume)
-	if state == DeviceAlive && d.Stalled != "" {
-		return fmt.Errorf("%w: %v: its device waits: %s", engine.ErrUnavailable, e.Attachment, d.Stalled)
+	switch {
+	case state == DeviceAlive && !s.current:
+		return DeviceNone, nil // the device is a newer attachment's; the one below these mounts is gone
+	case state == DeviceAlive && d.Stalled != "":
+		return state, fmt.Errorf("%w: %v: its device waits: %s", engine.ErrUnavailable, e.Attachment, d.Stalled)
 	}
-	return err
+	return state, err
 }
 
-// release unmounts and says what became of the device.
-func (a *Agent) release(ctx context.Context, e *Entry) (DeviceState, error) {
-	_, state, err := a.device(ctx, e.Attachment.Volume)
-	if err != nil {
-		return state, err
-	}
+// release unmounts, and says what became of the device meanwhile.
+func (a *Agent) release(ctx context.Context, e *Entry, state DeviceState) (DeviceState, error) {
 	for {
 		err := a.c.Releaser.Release(ctx, *e, state)
 		switch {

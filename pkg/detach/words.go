@@ -112,7 +112,7 @@ func paths(targets []Target) string {
 	return strings.Join(out, ", ")
 }
 
-func ago(d time.Duration) string { return d.Round(time.Second).String() }
+func ago(d time.Duration) string { return d.Truncate(time.Second).String() }
 
 func unresolvedText(u []engine.Finding) string {
 	return fmt.Sprintf("%d ranges for which no copy can win, the first at offset %d, %v: %s", len(u), int64(u[0].Offset), u[0].Length, u[0].Cause)
