@@ -2,6 +2,7 @@ package device
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"strconv"
 	"syscall"
@@ -31,6 +32,20 @@ func BenchmarkMemory(b *testing.B) {
 		m.bytes[i] = 1
 	}
 	benchmark(b, m)
+}
+
+// BenchmarkFile has a file with O_DIRECT behind the device.
+func BenchmarkFile(b *testing.B) {
+	image := b.TempDir() + "/image"
+	if err := os.WriteFile(image, make([]byte, 256<<20), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	f, err := openFile(image)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { f.f.Close() })
+	benchmark(b, f)
 }
 
 func benchmark(b *testing.B, backend Backend) {

@@ -35,6 +35,10 @@ var (
 // The device lives while any process has the channel open. Give the channel to the server process as well, then the
 // death of either is survived: requests wait in the kernel until a server takes them. When the last process with the
 // channel is gone every request fails, for ever; what remains of the device then is found by [Leftovers].
+//
+// A process that has the channel must not mount the device, read or write it, by itself: where it is killed in the middle,
+// that thread waits in the kernel for a server, the channel stays open for as long as the thread lives, and neither
+// ends. Its children may, since they do not inherit the channel. [Abort] gets out of it.
 type Export interface {
 	// Channel is the descriptor that a server serves on, to be passed by exec.Cmd.ExtraFiles or SCM_RIGHTS. It stays the
 	// export's and is closed with it.
@@ -97,16 +101,12 @@ func Create(c Config) (Export, error) {
 }
 
 // Adopt makes this process a holder of a device that another one created and attached at path: a restarted holder gets
-// the channel back from the server. The channel is the export's from now on, also where Adopt fails.
+// the channel back from the server. The channel is the export's from now on, and closed where Adopt fails.
 func Adopt(c Config, channel *os.File, path string) (Export, error) {
-	err := c.complete()
-	if err == nil {
-		err = ownedBy(path, c.Name)
-	}
+	e, err := adoptFUSE(c, channel, path)
 	if err != nil {
 		channel.Close()
 		return nil, fmt.Errorf("adopt device of volume %s: %w", c.Name, err)
 	}
-	resend, err := ResendSupported()
-	return &fuseExport{c: c, channel: channel, root: -1, resend: resend, path: path}, err
+	return e, nil
 }

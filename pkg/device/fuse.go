@@ -67,6 +67,20 @@ func createFUSE(c Config) (*fuseExport, error) {
 	return &fuseExport{c: c, channel: channel, root: root, resend: k.flags2&init2HasResend != 0}, nil
 }
 
+func adoptFUSE(c Config, channel *os.File, path string) (*fuseExport, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	if err := ownedBy(path, c.Name); err != nil {
+		return nil, err
+	}
+	resend, err := ResendSupported()
+	if err != nil {
+		return nil, err
+	}
+	return &fuseExport{c: c, channel: channel, root: -1, resend: resend, path: path}, nil
+}
+
 // mountDetached returns the channel and the mount of a new superblock.
 func mountDetached() (channel *os.File, root int, err error) {
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -92,7 +106,7 @@ func newMount(fd int) (int, error) {
 	}
 	defer unix.Close(fs)
 	for _, o := range [][2]string{{"source", "belay"}, {"subtype", "belay"}, {"fd", strconv.Itoa(fd)},
-		{"rootmode", "0100600"}, {"user_id", "0"}, {"group_id", "0"}} {
+		{"rootmode", "0100600"}, {"user_id", "0"}, {"group_id", "0"}, {"max_read", strconv.Itoa(maxWrite)}} {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
 			return -1, fmt.Errorf("fuse option %s=%s: %w", o[0], o[1], err)
 		}

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +30,10 @@ func Leftovers() ([]Leftover, error) {
 	}
 	var all []Leftover
 	for _, p := range bound {
+		// Ours are on the root of a mount without a place. Others are not even asked: theirs may wait for a dead server.
+		if file, err := os.ReadFile(p); err != nil || strings.TrimSpace(string(file)) != "/" {
+			continue // an error: it went away meanwhile
+		}
 		path := "/dev/" + strings.Split(p, "/")[3]
 		name, err := nameOf(path)
 		if err != nil {
@@ -61,68 +63,6 @@ func nameOf(path string) (string, error) {
 	return name, nil
 }
 
-// Health is whether a device answers.
-type Health string
-
-// What a device does with a request.
-const (
-	Answers Health = "answers" // a server serves it
-	Waits   Health = "waits"   // nobody answered in time, but a process has the channel and a server may come
-	Dead    Health = "dead"    // every request fails: nobody has the channel any more
-)
-
-// Probe reads one block past the page cache and waits until ctx ends. A device whose backend fails that very read is
-// taken for Dead. Where the device Waits, one thread of this process and an open file stay with it until it answers or
-// dies; further probes join that one.
-func Probe(ctx context.Context, path string) Health {
-	p, running := probes.LoadOrStore(path, &probe{done: make(chan struct{})})
-	pr := p.(*probe)
-	if !running {
-		go pr.run(path)
-	}
-	select {
-	case <-pr.done:
-		return pr.health
-	case <-ctx.Done():
-		return Waits
-	}
-}
-
-// Alive says whether the device answers before ctx ends: see [Probe].
-func Alive(ctx context.Context, path string) bool { return Probe(ctx, path) == Answers }
-
-// probes has the probe that runs for each path. A read that no server answers cannot be interrupted, so without this
-// every call would cost a thread.
-var probes sync.Map
-
-// probe is one read. health is set when done is closed.
-type probe struct {
-	done   chan struct{}
-	health Health
-}
-
-func (p *probe) run(path string) {
-	p.health = Dead
-	if readBlock(path) == nil {
-		p.health = Answers
-	}
-	probes.Delete(path)
-	close(p.done)
-}
-
-func readBlock(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	n, err := unix.Pread(fd, aligned(blockSizeMax), 0)
-	if err == nil && n == 0 {
-		return unix.ENXIO // bound to nothing
-	}
-	return err
-}
-
 // Remove takes away a block device of ours whose server and holder are gone. ErrServed where it answers, or does not
 // before ctx ends; ErrInUse where it is still mounted or open; ErrForeign where it is not ours. No device is no error.
 func Remove(ctx context.Context, path string) error {
@@ -143,11 +83,52 @@ func Remove(ctx context.Context, path string) error {
 	return nil
 }
 
-// deviceSize returns the size in bytes of an open block device.
-func deviceSize(fd int) (int64, error) {
-	var n uint64
-	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&n))); e != 0 {
-		return 0, fmt.Errorf("size of block device: %w", e)
+// Abort has every request to the device fail from now on, those that wait included, whoever has its channel: a server's
+// Serve ends, and processes that hang in a request come back. The device stays, dead, until [Remove]. ErrForeign where it
+// is not ours; no device is no error.
+func Abort(path string) error {
+	fd, err := openOwn(path, "", unix.O_RDONLY)
+	if fd < 0 && (err == nil || errors.Is(err, unix.ENXIO)) {
+		return nil
 	}
-	return int64(n), nil
+	if err != nil {
+		return fmt.Errorf("abort: %w", err)
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil {
+		return fmt.Errorf("abort %s: loop status: %w", path, err)
+	}
+	// The connection is called after the minor number of the file system's device.
+	if err := abortConnection(unix.Minor(info.Device)); err != nil {
+		return fmt.Errorf("abort %s: %w", path, err)
+	}
+	return nil
+}
+
+// abortConnection uses the control file system through a mount of its own, so that none must exist.
+func abortConnection(minor uint32) error {
+	fs, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen fusectl: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("fusectl: %w", err)
+	}
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat(root, fmt.Sprintf("%d/abort", minor), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // the connection has ended already
+	}
+	if err != nil {
+		return fmt.Errorf("fusectl: connection %d: %w", minor, err)
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte("1"))
+	return err
 }

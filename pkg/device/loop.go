@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -217,4 +218,13 @@ func refreshCapacity(path, volume string) (int64, error) {
 		return 0, fmt.Errorf("set capacity of %s: %w", path, err)
 	}
 	return deviceSize(fd)
+}
+
+// deviceSize returns the size in bytes of an open block device.
+func deviceSize(fd int) (int64, error) {
+	var n uint64
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&n))); e != 0 {
+		return 0, fmt.Errorf("size of block device: %w", e)
+	}
+	return int64(n), nil
 }

@@ -273,6 +273,45 @@ func TestLeftover(t *testing.T) {
 	}
 }
 
+// Abort frees those that wait for a server nobody starts, though the channel is open.
+func TestAbort(t *testing.T) {
+	m := newMemory(t, 8<<20, 8<<20)
+	r := newRig(t, m, 4096)
+	if err := r.server.Quiesce(soon(t)); err != nil {
+		t.Fatal(err)
+	}
+	f := openDevice(t, r.path)
+	read := make(chan error, 1)
+	go func() { _, err := f.ReadAt(aligned(4096), 0); read <- err }()
+	if err := Abort(r.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-read; !errors.Is(err, unix.EIO) {
+		t.Errorf("the read that waited: %v", err)
+	}
+	f.Close()
+	r.serve(m, ServeOptions{}) // ends at once: the rig's close waits for that
+	if h := Probe(soon(t), r.path); h != Dead {
+		t.Errorf("after the abort: %s", h)
+	}
+	for range 2 {
+		if err := Abort(r.path); err != nil {
+			t.Errorf("again: %v", err)
+		}
+	}
+}
+
+func TestIOFlusher(t *testing.T) {
+	err := IOFlusher()
+	if errors.Is(err, unix.EPERM) {
+		return // this process lacks the capability
+	}
+	on, _, e := unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_IO_FLUSHER, 0, 0, 0, 0, 0)
+	if err != nil || e != 0 || on != 1 {
+		t.Errorf("%v; the kernel says %d, %v", err, on, e)
+	}
+}
+
 // Loop devices of others are not ours to touch.
 func TestForeign(t *testing.T) {
 	needRoot(t)
