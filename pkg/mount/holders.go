@@ -53,7 +53,7 @@ func (m *Mounter) Held(ctx context.Context, device string) ([]Holder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who holds %s: %w", device, err)
 	}
-	p := probe{dev: dev, files: dev, mountIDs: map[uint64]bool{}, owned: m.owned}
+	p := probe{dev: dev, files: dev, mountIDs: map[uint64]bool{}, owned: func(pid int) bool { return pid == os.Getpid() || m.owned(pid) }}
 	for _, ask := range []func() error{p.mounts, p.kernel, p.processes, func() error { return p.claim(device) }} {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("who holds %s: %w", device, err)
@@ -87,10 +87,10 @@ var none = blockDevice{^uint32(0), ^uint32(0)}
 // probe collects the holders of one device.
 type probe struct {
 	dev      blockDevice
-	files    blockDevice     // what its files show as their device in memory maps
-	mountIDs map[uint64]bool // of its mounts
-	owned    func(pid int) bool
-	maps     bool // look at memory maps too
+	files    blockDevice        // what its files show as their device in memory maps
+	mountIDs map[uint64]bool    // of its mounts
+	owned    func(pid int) bool // passed over
+	maps     bool               // look at memory maps too
 	found    []Holder
 }
 
@@ -161,9 +161,8 @@ func (p *probe) kernel() error {
 
 // processes looks at what every process has open.
 func (p *probe) processes() error {
-	me := os.Getpid()
 	return eachProcess(func(pid int) error {
-		if pid == me || p.owned(pid) {
+		if p.owned(pid) {
 			return nil
 		}
 		name, err := p.opened(pid)
