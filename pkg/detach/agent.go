@@ -3,6 +3,7 @@ package detach
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -87,6 +88,7 @@ func kernelBoot() string {
 // volume that outlives the call which began it. Safe for concurrent use.
 type Agent struct {
 	c      AgentConfig
+	run    string // random, of this agent's life
 	notary notary
 	jobs   *jobs
 	locks  stripes // guard read-modify-write of an entry; held for no longer than that
@@ -100,6 +102,7 @@ func NewAgent(c AgentConfig) (*Agent, error) {
 	c = c.withDefaults()
 	return &Agent{
 		c:      c,
+		run:    rand.Text(),
 		notary: notary{control: c.Control, book: c.Book, log: c.Log, events: c.Events},
 		jobs:   newJobs(c.Clock),
 		locks:  stripes{seed: maphash.MakeSeed()},

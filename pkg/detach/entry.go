@@ -50,6 +50,9 @@ type Entry struct {
 	Idle      time.Time `json:"idle,omitzero"`
 	// Unflushed is what the file system said when it could not write back: the receipt cannot be clean any more.
 	Unflushed string `json:"unflushed,omitempty"`
+	// Releasing names the run of the agent that may be writing back. A successor that finds it of another run cannot know
+	// whether the kernel told that one of an error, which it tells once.
+	Releasing string `json:"releasing,omitempty"`
 	// Boot is the kernel's boot ID at the time of staging: mounts and devices of another boot are gone.
 	Boot string `json:"boot,omitempty"`
 }

@@ -168,35 +168,69 @@ func (a *Agent) releasable(ctx context.Context, e Entry) (DeviceState, error) {
 
 // release unmounts, and says what became of the device meanwhile.
 func (a *Agent) release(ctx context.Context, e *Entry, state DeviceState) (DeviceState, error) {
-	for {
-		err := a.c.Releaser.Release(ctx, *e, state)
-		switch {
-		case errors.Is(err, engine.ErrDeviceLost) && state == DeviceAlive:
-			state = DeviceLost
-		case errors.Is(err, ErrWriteback) && e.Unflushed == "":
-			// Noted before the unmount: the kernel tells it once, and a restart would take the file system for clean.
-			if err := a.note(e, err.Error()); err != nil {
-				return state, err
-			}
-		case errors.Is(err, ErrHeld) && len(e.Targets) > 0:
-			return state, errors.Join(err, a.stay(*e))
-		default:
+	if state == DeviceAlive {
+		if err := a.claim(e); err != nil {
 			return state, err
 		}
 	}
+	err := a.c.Releaser.Release(ctx, *e, state)
+	for range releaseTries {
+		switch {
+		case errors.Is(err, engine.ErrDeviceLost) && state == DeviceAlive:
+			state = DeviceLost
+		case errors.Is(err, ErrWriteback):
+			// Noted before the unmount: the kernel tells it once, and a restart would take the file system for clean.
+			told := err.Error()
+			if err := a.note(e, func() { e.Unflushed = cmp.Or(e.Unflushed, told) }); err != nil {
+				return state, err
+			}
+		default:
+			return state, errors.Join(err, a.released(ctx, e, err))
+		}
+		err = a.c.Releaser.Release(ctx, *e, state)
+	}
+	return state, errors.Join(err, a.released(ctx, e, err))
 }
 
-func (a *Agent) note(e *Entry, unflushed string) error {
+// releaseTries bounds how often a release is tried again at once: one write-back error and one lost device is all that can
+// be new.
+const releaseTries = 2
+
+// unknownWriteback is what a run says of the one before it that died while it wrote back.
+const unknownWriteback = "the program died while the file system was written back; whether that failed is not known"
+
+// claim notes that this run is about to write back.
+func (a *Agent) claim(e *Entry) error {
+	if e.Releasing == a.run {
+		return nil
+	}
+	return a.note(e, func() {
+		if e.Releasing != "" {
+			e.Unflushed = cmp.Or(e.Unflushed, unknownWriteback)
+		}
+		e.Releasing = a.run
+	})
+}
+
+// released notes that the outcome of writing back is known; a call that was cut short left it open. Where a
+// target is mounted still nothing was touched: the intent is taken back, and the volume can go on being used.
+func (a *Agent) released(ctx context.Context, e *Entry, outcome error) error {
+	if ctx.Err() != nil || e.Releasing == "" {
+		return nil
+	}
+	return a.note(e, func() {
+		e.Releasing = ""
+		if errors.Is(outcome, ErrHeld) && len(e.Targets) > 0 {
+			e.Phase = Staged
+		}
+	})
+}
+
+// note changes the entry durably.
+func (a *Agent) note(e *Entry, change func()) error {
 	defer a.locks.lock(e.Attachment.Volume)()
-	e.Unflushed = unflushed
+	change()
 	return a.c.Journal.Put(*e)
-}
-
-// stay takes the intent back where a target is mounted still: nothing was touched, and the volume can go on being used.
-func (a *Agent) stay(e Entry) error {
-	defer a.locks.lock(e.Attachment.Volume)()
-	e.Phase = Staged
-	return a.c.Journal.Put(e)
 }
 
 // proofTries bounds how often evidence is collected anew because something happened meanwhile; the next call goes on.
