@@ -14,12 +14,19 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// Stop refuses writes from now on, waits for those in flight, and flushes. Reads go on. Stopping twice is no error.
+// Stop refuses writes from now on, waits for those in flight, flushes, and records at a majority that the writer left nothing
+// behind: whoever takes its place from here on finds a clean volume. Reads go on. Stopping twice is no error.
 func (s *Session) Stop() error {
 	s.gate.Lock() // waits for every request in flight
 	s.stopped = true
 	s.gate.Unlock()
-	return s.Flush()
+	if err := s.Flush(); err != nil || s.Config().Flags.Has(quorum.Clean) {
+		return err
+	}
+	return s.Update(func(c *quorum.Config) error {
+		c.Flags |= quorum.Clean
+		return nil
+	})
 }
 
 // Stopped says that writes are refused.
@@ -305,7 +312,7 @@ func (s *Session) Seal(b engine.Barrier, receipt []byte) error {
 		return nil
 	case s.refusal(false) != nil:
 		return s.refusal(false)
-	case !s.stopped || b.View != v.config.String() || len(s.regions.list()) > 0:
+	case !s.stopped || b.View != v.config.String() || len(s.regions.list()) > 0 && len(b.Unresolved) == 0:
 		return fmt.Errorf("%w: volume %s has changed since the barrier %s (now %s)", engine.ErrStaleEpoch, s.id, b.View, v.config)
 	}
 	return s.seal(v, b, receipt)
@@ -326,6 +333,9 @@ func (s *Session) seal(v *view, b engine.Barrier, receipt []byte) error {
 	next.Flags &^= quorum.Clean | quorum.Quarantined
 	if b.Clean {
 		next.Flags |= quorum.Clean
+	}
+	if len(b.Unresolved) > 0 { // forced: the volume is let go, and nobody may use it before a person has decided
+		next.Flags |= quorum.Quarantined
 	}
 	next.Digest, next.Head = s.regions.total().Bytes(), sha256.Sum256(receipt)
 	err := s.commit(next, false)

@@ -39,7 +39,11 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 	if err != nil {
 		return v
 	}
-	v.Replicas = st.Replicas
+	for i, r := range st.Replicas {
+		if s := v.Replicas[i].State; s == engine.InSync || s == engine.Stale { // what is not where it belongs the process cannot see
+			v.Replicas[i] = r
+		}
+	}
 	if st.Stalled != "" {
 		v.State, v.Reason = engine.Unavailable, "requests wait: "+st.Stalled
 	}

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -98,9 +99,6 @@ func TestNoCopyCanWin(t *testing.T) {
 		if err != nil || len(b.Unresolved) != 1 || b.Unresolved[0].Offset != 8192 {
 			t.Fatalf("masks %v: barrier %+v, %v", masks, b, err)
 		}
-		if err := s.Seal(b, []byte("r")); err == nil {
-			t.Fatalf("masks %v: sealed with an unresolved block", masks)
-		}
 		for i, m := range masks { // the disks come to their senses
 			l.flip(i, 2, m)
 		}
@@ -108,6 +106,32 @@ func TestNoCopyCanWin(t *testing.T) {
 		if b := l.detach(l2); len(b.Unresolved) != 0 {
 			t.Errorf("masks %v: healed, and still %+v", masks, b.Unresolved)
 		}
+	}
+}
+
+// TestForcedSealKeepsTheQuarantine: an operator may let such a volume go; nobody attaches it afterwards.
+func TestForcedSealKeepsTheQuarantine(t *testing.T) {
+	l := memLab(t, 3)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(5, 4096), 8192)
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		l.flip(i, 2, byte(1)<<i)
+	}
+	s.Close()
+	s = l.open(ForRecovery) // the unresolved block must not be forgotten by a take-over
+	b, err := s.Evidence(t.Context(), nil)
+	if err != nil || len(b.Unresolved) != 1 || !b.Clean {
+		t.Fatalf("barrier %+v, %v", b, err)
+	}
+	if err := s.Seal(b, []byte("forced")); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if _, err := l.tryOpen(ForDevice); !errors.Is(err, engine.ErrQuarantined) {
+		t.Fatalf("attach after a forced seal: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,6 +100,7 @@ func (r *rig) killAll() {
 }
 
 func (r *rig) clean() {
+	mine := maps.Clone(r.engine.volumes)
 	r.killAll()
 	r.engine.stores.close()
 	all, err := device.Leftovers()
@@ -106,9 +108,11 @@ func (r *rig) clean() {
 		r.t.Error(err)
 	}
 	for _, l := range all {
-		if _, err := os.Stat(filepath.Join(r.path(0), "volumes", l.Volume)); err == nil {
-			if err := device.Remove(context.Background(), l.Path); err != nil {
-				r.t.Error(err)
+		for id := range mine {
+			if l.Of(r.engine.deviceName(id)) {
+				if err := device.Remove(context.Background(), l.Path); err != nil {
+					r.t.Error(err)
+				}
 			}
 		}
 	}

@@ -82,6 +82,11 @@ func (e *Engine) Attached(ctx context.Context, id volume.ID) (engine.Device, err
 	return d, nil
 }
 
+// deviceName is what the kernel keeps of a device: two installations on one machine may have volumes of one name.
+func (e *Engine) deviceName(id volume.ID) string {
+	return string(id) + "@" + e.stores.installation.String()[:8]
+}
+
 // leftover says whether a predecessor's device of the volume is still there, dead.
 func (e *Engine) leftover(id volume.ID) error {
 	all, err := device.Leftovers()
@@ -89,7 +94,7 @@ func (e *Engine) leftover(id volume.ID) error {
 		return fmt.Errorf("devices of this node: %w", err)
 	}
 	for _, l := range all {
-		if l.Volume == string(id) {
+		if l.Of(e.deviceName(id)) {
 			return fmt.Errorf("%w: volume %s: %s", engine.ErrDeviceLost, id, l.Path)
 		}
 	}
@@ -146,7 +151,7 @@ func (e *Engine) removeLeftovers(ctx context.Context, id volume.ID) error {
 	}
 	var errs []error
 	for _, l := range all {
-		if l.Volume == string(id) {
+		if l.Of(e.deviceName(id)) {
 			errs = append(errs, device.Remove(ctx, l.Path))
 		}
 	}

@@ -68,7 +68,7 @@ const channelFD = 3
 // start makes a device and starts an engine process that serves it, and returns once the volume is recovered and the
 // process is the writer.
 func (e *Engine) start(ctx context.Context, a volume.Attachment, blockSize int, report func(engine.Progress)) (*process, error) {
-	export, err := device.Create(device.Config{Name: string(a.Volume), BlockSize: blockSize, Log: e.Log})
+	export, err := device.Create(device.Config{Name: e.deviceName(a.Volume), BlockSize: blockSize, Log: e.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -28,6 +28,9 @@ func (e *Engine) Fence(ctx context.Context, a volume.Attachment, o engine.FenceO
 }
 
 func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o engine.FenceOptions) (engine.FenceProof, error) {
+	if err := e.current(a); err != nil {
+		return engine.FenceProof{}, err
+	}
 	p, recovery := h.running()
 	if recovery != nil && recovery.broken.Load() == nil {
 		return proofOf(recovery), nil
@@ -54,6 +57,15 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 	}
 	h.setRecovery(s)
 	return proofOf(s), nil
+}
+
+// current refuses an attachment that is not the open one, before anybody is ended for it.
+func (e *Engine) current(a volume.Attachment) error {
+	c, err := survey(e.stores.present(), a.Volume).newest()
+	if err == nil && c.Published != a.Epoch {
+		err = fmt.Errorf("%w: %s: the open attachment has epoch %d", engine.ErrStaleEpoch, a, c.Published)
+	}
+	return err
 }
 
 func (h *handle) setRecovery(s *Session) {

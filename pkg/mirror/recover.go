@@ -147,19 +147,42 @@ func (s *Session) decideRegion(v *view, index int64, images []*image) *verdict {
 		for k, m := range images {
 			copies[k] = m.copyOf(i)
 		}
-		win, rule := quorum.Recovered(copies, v.config.Members)
+		newest := newestEntry(images, i)
+		win, rule := s.decideBlock(copies, newest, v)
 		d.winner[i] = int8(win)
 		switch {
 		case rule == quorum.ByNobody:
-			d.entries[i] = images[0].entries[i]
-			s.ledger.unresolve(index*store.RegionBlocks+i, "could not be read from any replica")
+			d.entries[i] = newest
+			s.ledger.unresolve(index*store.RegionBlocks+i, "no replica has what was written")
 		case copies[win].Match():
 			d.entries[i] = images[win].entries[i]
+		case rule == quorum.ByExpectation:
+			d.entries[i] = newest
 		default:
 			d.entries[i] = digest.Entry{Hash: images[win].data[i], Version: s.nextVersion()}
 		}
 	}
 	return d
+}
+
+// decideBlock picks the right copy of a block in a dirty region. Where the last writer had flushed everything the newest
+// checksum says what the block is; where it had not, an unflushed write may be there that no checksum knows.
+func (s *Session) decideBlock(copies []quorum.Copy, newest digest.Entry, v *view) (int, quorum.Rule) {
+	if s.unclean {
+		return quorum.Recovered(copies, v.config.Members)
+	}
+	expected := quorum.Hash(newest.Hash)
+	return quorum.Winner(copies, &expected)
+}
+
+// newestEntry is the sound entry of block i with the highest version.
+func newestEntry(images []*image, i int64) (e digest.Entry) {
+	for _, m := range images {
+		if m.sound.has(i) && !newer(e.Version, m.entries[i].Version) {
+			e = m.entries[i]
+		}
+	}
+	return e
 }
 
 func (s *Session) nextVersion() digest.Version {

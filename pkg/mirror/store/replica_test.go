@@ -233,11 +233,23 @@ func TestDamagedRecordIsUnknownAndNeverReset(t *testing.T) {
 }
 
 func TestAdopt(t *testing.T) {
+	adopt(t, damageNewestSlot)
+	adopt(t, func(t *testing.T, m *vfs.Mem) { // of one slot nothing is left, so its age is not known
+		for i := range int64(slotSectors) {
+			alter(t, m, "/disk/store/volumes/pvc-1/meta", slotOffset+i*sectorSize, func(p []byte) { clear(p) })
+		}
+	})
+}
+
+func adopt(t *testing.T, damage func(*testing.T, *vfs.Mem)) {
 	m := newMem(t)
-	damageNewestSlot(t, m)
+	damage(t, m)
 	r, err := openStore(t, m).OpenUnknown(testID, "x")
 	must(t, err)
 	must(t, r.Adopt(configAt(7, 3)))
+	if _, rec, err := openStore(t, m.CrashClone(nil)).Peek(testID); err != nil || rec.Promised != 7 {
+		t.Errorf("adopted record %+v, %v", rec, err)
+	}
 	must(t, r.Accept(configAt(7, 4), Session{}))
 	must(t, r.Close())
 	again := openReplica(t, openStore(t, m.CrashClone(nil)))
