@@ -112,6 +112,7 @@ func TestServerAnswers(t *testing.T) {
 		}
 	}
 	want := Stats{Reads: 6, ReadBytes: 1024 + 1024 + 512 + 1024 + 512, Writes: 2, WriteBytes: 768, Flushes: 1, Discards: 3, Zeroes: 1, Failed: 6, Resent: 1}
+	eventually(t, "nothing is in flight", func() bool { return k.server.Stats().Inflight == 0 })
 	got := k.server.Stats()
 	got.MemoryBytes = 0
 	if got != want {
