@@ -20,8 +20,9 @@ var Below = map[string][]string{
 
 	// What stands beside the column: devices, mounts and the engines. An engine never learns what a receipt says or
 	// what CSI asked.
-	"pkg/device":        {"pkg/volume"},
-	"pkg/mount":         {"pkg/volume"},
+	"pkg/device": {"pkg/volume"},
+	// mount is what the gate's Releaser is made of, so it speaks the gate's words; the gate itself knows the interface only.
+	"pkg/mount":         {"pkg/detach", "pkg/engine", "pkg/volume"},
 	"pkg/mirror/quorum": {"pkg/volume"},
 	"pkg/mirror/digest": {"pkg/mirror/quorum", "pkg/volume"},
 	"pkg/mirror/store":  {"pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
@@ -29,7 +30,7 @@ var Below = map[string][]string{
 		"pkg/volume", "pkg/vfs", "pkg/wire"},
 
 	// The column. The gate sees engines through the contract only; the servers see the gate.
-	"pkg/detach": {"pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume", "pkg/vfs"},
+	"pkg/detach": {"pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
 	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
 	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/wire"},
 

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/driver"
+	"github.com/belay-storage/belay/pkg/mirror"
+	"github.com/belay-storage/belay/pkg/mount"
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/telemetry"
+	"github.com/belay-storage/belay/pkg/vfs"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// closeWithin bounds the flush of what is still attached at the end. A supervisor kills after its own bound, 30
+// seconds in Kubernetes, and then nothing is lost that was synced.
+const closeWithin = 20 * time.Second
+
+// service is everything that `belay serve` runs.
+type service struct {
+	config  *serveConfig
+	log     *slog.Logger
+	metrics *telemetry.Metrics
+	book    *receipt.Book
+	engine  *mirror.Engine
+	agent   *detach.Agent
+	gate    *detach.Gate
+	mounter *mount.Mounter
+	driver  *driver.Driver
+	admin   net.Listener
+	http    net.Listener // nil where not asked for
+}
+
+// serve runs the driver until ctx ends.
+func serve(ctx context.Context, c *serveConfig, log *slog.Logger) error {
+	log.Info("starting", "version", version, "config", c)
+	s := &service{config: c, log: log, metrics: telemetry.New(c.DriverName, version)}
+	err := s.start(ctx)
+	if err == nil {
+		err = s.run(ctx)
+	}
+	log.Info("stopping")
+	return errors.Join(err, s.close())
+}
+
+// start opens everything in the order of who rests on whom. The stores' locks come before the sockets: a second server
+// on the same stores must not take a socket from the first.
+func (s *service) start(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{s.startState, s.startEngine, s.startDetach, s.startDriver, s.listen} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *service) startState(context.Context) error {
+	if err := tellEngines(s.config.LogFormat, s.config.Verbosity); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.config.State, 0o700); err != nil {
+		return fmt.Errorf("--state: %w", err)
+	}
+	keys, err := receipt.OpenKeyring(vfs.OS(), filepath.Join(s.config.State, "keys"))
+	if err != nil {
+		return err
+	}
+	s.book = receipt.NewBook(keys, time.Now)
+	return nil
+}
+
+func (s *service) startEngine(ctx context.Context) error {
+	executable, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("the path of this program cannot be told, and engines run it: %w", err)
+	}
+	e, err := mirror.New(mirror.Config{
+		FS: vfs.OS(), Stores: s.config.Stores, State: s.config.State, Node: s.config.node, Overcommit: s.config.Overcommit,
+		Executable: executable, Log: s.log, Events: mirrorEvents(s.metrics),
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.Start(ctx); err != nil {
+		return err
+	}
+	s.engine = e
+	return nil
+}
+
+func (s *service) startDetach(ctx context.Context) error {
+	journal, err := detach.OpenJournal(vfs.OS(), filepath.Join(s.config.State, "stages"))
+	if err != nil {
+		return err
+	}
+	s.mounter = mount.New(mount.Config{Log: s.log})
+	events := detachEvents(s.metrics)
+	s.agent, err = detach.NewAgent(detach.AgentConfig{
+		Node: s.config.node, Engine: s.engine, Control: s.engine, Journal: journal, Releaser: mount.NewReleaser(s.mounter),
+		Book: s.book, Log: s.log, Events: events, ForgottenAfter: s.config.ForgottenAfter,
+	})
+	if err != nil {
+		return err
+	}
+	s.gate, err = detach.NewGate(detach.GateConfig{Control: s.engine, Book: s.book, Agents: s.agentOf, Log: s.log, Events: events})
+	if err != nil {
+		return err
+	}
+	// A damaged entry concerns its own volume, which stays attached and says so; the others are served.
+	if err := s.agent.Resume(ctx); err != nil {
+		s.log.Error("the stage journal has damaged entries; their volumes stay attached until they are seen to", "error", err)
+	}
+	return nil
+}
+
+// agentOf is the gate's way to a node. On a single machine there is this one.
+func (s *service) agentOf(node volume.NodeID) (detach.AgentClient, error) {
+	if node == s.config.node {
+		return s.agent, nil
+	}
+	return nil, fmt.Errorf("node %s: this server has no way to it, it serves node %s", node, s.config.node)
+}
+
+func (s *service) startDriver(context.Context) (err error) {
+	s.driver, err = driver.New(driver.Config{
+		Version: version, NodeID: s.config.node, Name: s.config.DriverName, Control: s.engine, Engine: s.engine,
+		Gate: s.gate, Agent: s.agent, Mounter: s.mounter, Log: s.log, Observe: s.metrics.Call,
+	})
+	return err
+}
+
+func (s *service) listen(context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(s.config.csiSocket), 0o750); err != nil {
+		return fmt.Errorf("--endpoint: %w", err)
+	}
+	control, err := wire.Listen(s.config.AdminSocket)
+	if err != nil {
+		return fmt.Errorf("--admin-socket: %w", err)
+	}
+	s.admin = control
+	if s.config.HTTPEndpoint == "" {
+		return nil
+	}
+	web, err := net.Listen("tcp", s.config.HTTPEndpoint)
+	if err != nil {
+		return fmt.Errorf("--http-endpoint: %w", err)
+	}
+	s.http = web
+	return nil
+}
+
+// run serves until ctx ends or a server fails; the others end with it.
+func (s *service) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.driver.Serve(ctx, s.config.Endpoint) })
+	g.Go(func() error { return s.adminServer().Serve(ctx, s.admin) })
+	if s.http != nil {
+		g.Go(func() error { return telemetry.Serve(ctx, s.http, s.metrics.Handler(healthy)) })
+	}
+	return g.Wait()
+}
+
+func (s *service) adminServer() *wire.Server {
+	return admin.NewServer(admin.Config{
+		About: admin.About{
+			Version: version, Node: s.config.node, Driver: s.config.DriverName, Stores: s.config.Stores,
+			PID: os.Getpid(), Started: time.Now().UTC(),
+		},
+		Control: s.engine, Gate: s.gate, Book: s.book, Log: s.log,
+	})
+}
+
+// healthy says that the process answers. It does not look at the stores: a restart, which is what a failed
+// liveness probe brings, heals no disk and takes the devices of the others away.
+func healthy(context.Context) error { return nil }
+
+// close ends everything in the reverse order of start. Jobs stop first, since they rest on the engine; what they left is in the journal.
+func (s *service) close() error {
+	for _, l := range []net.Listener{s.admin, s.http} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if s.gate != nil {
+		s.gate.Close()
+	}
+	if s.agent != nil {
+		s.agent.Close()
+	}
+	if s.engine == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	if err := s.engine.Close(ctx); err != nil {
+		return fmt.Errorf("closing the stores: %w", err)
+	}
+	return nil
+}

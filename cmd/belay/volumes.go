@@ -1,0 +1,113 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/engine"
+)
+
+const volumesLong = `List the volumes of this machine.
+
+USE is "attached" from the moment a writer may exist until a receipt is in force, "published" where the orchestrator holds the
+volume and no writer has attached, and "detached" otherwise. IN SYNC counts the replicas that hold everything acknowledged.
+RECEIPT is the newest one in force: its kind and when it was signed.`
+
+func newVolumes(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "volumes", Short: "list the volumes", Long: volumesLong,
+		Example: "  belay volumes\n  belay volumes -o json | jq -r '.[] | select(.state != \"Healthy\") | .id'",
+		Args:    usageArgs(cobra.NoArgs), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := o.client().Volumes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if o.output == outJSON {
+				return printJSON(cmd.OutOrStdout(), all)
+			}
+			return printVolumes(cmd.OutOrStdout(), all)
+		},
+	}
+}
+
+func printVolumes(w io.Writer, all []admin.Volume) error {
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(w, "no volumes")
+		return err
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "ID\tNAME\tSIZE\tSTATE\tNODE\tUSE\tIN SYNC\tRECEIPT")
+	for _, v := range all {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			v.ID, orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), newestReceipt(v))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return printReasons(w, all)
+}
+
+func printReasons(w io.Writer, all []admin.Volume) error {
+	for _, v := range all {
+		for _, reason := range []string{v.Reason, v.ReceiptError} {
+			if reason == "" {
+				continue
+			}
+			if _, err := fmt.Fprintf(w, "%s: %s\n", v.ID, reason); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func nodeOf(v engine.Volume) string {
+	if v.Attachment == nil {
+		return "-"
+	}
+	return string(v.Attachment.Node)
+}
+
+// useOf says whether a writer may exist. Attached ends with a receipt and with nothing else.
+func useOf(v engine.Volume) string {
+	switch {
+	case !v.Sealed:
+		return "attached"
+	case v.Attachment != nil:
+		return "published"
+	}
+	return "detached"
+}
+
+func inSync(v engine.Volume) string {
+	n := 0
+	for _, r := range v.Replicas {
+		if r.State == engine.InSync {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d/%d", n, len(v.Replicas))
+}
+
+func newestReceipt(v admin.Volume) string {
+	switch {
+	case v.ReceiptError != "":
+		return "unreadable"
+	case v.Receipt == nil:
+		return "-"
+	}
+	return fmt.Sprintf("%s, %s", v.Receipt.Kind, v.Receipt.At.Local().Format(time.DateTime))
+}
