@@ -114,7 +114,7 @@ func (h *handle) close(ctx context.Context) error {
 		recovery.Close()
 	}
 	if p != nil {
-		return p.end(ctx)
+		return p.leave(ctx)
 	}
 	return nil
 }

@@ -203,6 +203,16 @@ func (p *process) end(ctx context.Context) error {
 	return fmt.Errorf("engine process of volume %s did not end in time and was killed", p.volume)
 }
 
+// leave ends the process of a volume that stays attached. Its device goes with it where nobody has it open; otherwise it
+// stays behind, dead, until the next start finishes the detach.
+func (p *process) leave(ctx context.Context) error {
+	err := p.export.Close(ctx)
+	if errors.Is(err, device.ErrInUse) {
+		err = nil
+	}
+	return errors.Join(err, p.end(ctx))
+}
+
 func (p *process) setPath(path string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
