@@ -21,6 +21,7 @@ type rig struct {
 	path   string
 	server *Server
 	served chan error // what Serve returned
+	guard  *time.Timer
 }
 
 func needRoot(t testing.TB) {
@@ -67,6 +68,8 @@ func (r *rig) attach() {
 		r.t.Fatal(err)
 	}
 	r.path = path
+	// A test that hangs with a request in the kernel could not even be killed: this process is holder and guest in one.
+	r.guard = time.AfterFunc(3*patience, func() { Abort(path) })
 }
 
 func (r *rig) serve(b Backend, o ServeOptions) {
@@ -81,6 +84,9 @@ func (r *rig) serve(b Backend, o ServeOptions) {
 }
 
 func (r *rig) close() {
+	if r.guard != nil {
+		r.guard.Stop()
+	}
 	if err := r.export.Close(soon(r.t)); err != nil {
 		r.t.Errorf("close: %v", err)
 		r.export.Abandon()

@@ -150,6 +150,7 @@ func startLoad(t *testing.T, dir string) *load {
 	for _, own := range []string{
 		"--name=direct --rw=randwrite --bsrange=4k-256k --blockalign=4k --ioengine=libaio --iodepth=16 --direct=1",
 		"--name=cached --rw=randrw --bs=4k --ioengine=psync --fsync=8",
+		"--name=pause --rw=randwrite --bs=4k --ioengine=psync --direct=1 --sync=dsync --thinktime=1000",
 	} {
 		c, out := exec.Command("fio", append(strings.Fields(own), common...)...), new(bytes.Buffer)
 		c.Stdout, c.Stderr = out, out
@@ -167,6 +168,7 @@ func (l *load) wait(t *testing.T) {
 			t.Errorf("fio: %v\n%s", err, l.out[i])
 		}
 	}
+	t.Logf("times of single synchronous writes:\n%s", l.out[len(l.out)-1])
 }
 
 // A holder that starts anew gets the channel back from the server and goes on as if it had created the device.
