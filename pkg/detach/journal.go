@@ -2,6 +2,7 @@ package detach
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -185,7 +186,11 @@ func decodeEntry(raw []byte) (Entry, error) {
 	if err := decodeStrictly(f.Entry, &e); err != nil {
 		return Entry{}, err
 	}
-	return e, e.check()
+	// JSON has several spellings for one thing; we have one, so that a damaged byte is never taken for another spelling.
+	if again, err := encodeEntry(e); err != nil || !bytes.Equal(again, raw) {
+		return Entry{}, cmp.Or(err, errors.New("not as it was written"))
+	}
+	return e, nil
 }
 
 func decodeStrictly(raw []byte, v any) error {

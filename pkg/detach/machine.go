@@ -228,17 +228,16 @@ func attested(e engine.Evidence) bool {
 	return e.DigestBy != engine.AttestNone && e.Digest.Algorithm != "" && len(e.Digest.Sum) > 0
 }
 
-// difference finds two digests of the same kind that are not the same: a replica's and the engine's, or two replicas'.
+// difference finds two digests of the same kind that are not the same: the engine's and a replica's, else two replicas'.
 func difference(expected engine.Digest, insync []engine.Evidence) (one, other engine.ReplicaID, differ bool) {
-	for i, e := range insync {
-		if !attested(e) {
-			continue
-		}
-		if differs(expected, e.Digest) {
+	for _, e := range insync {
+		if attested(e) && differs(expected, e.Digest) {
 			return e.ID, "", true
 		}
+	}
+	for i, e := range insync {
 		for _, o := range insync[i+1:] {
-			if attested(o) && differs(e.Digest, o.Digest) {
+			if attested(e) && attested(o) && differs(e.Digest, o.Digest) {
 				return e.ID, o.ID, true
 			}
 		}
