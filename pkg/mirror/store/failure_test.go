@@ -82,8 +82,13 @@ func TestEveryFailureOfADirCanBeRetried(t *testing.T) {
 			if err := step.call(d); err != nil && (step.name != "Create" || !created(d)) {
 				t.Errorf("%s after failure %d: %v", step.name, n, err)
 			}
-			if step.name == "Create" {
+			switch step.name {
+			case "Create":
 				openReplicaOn(t, m.CrashClone(nil))
+			case "Remove":
+				if created(openStore(t, m.CrashClone(nil))) {
+					t.Errorf("Remove after failure %d: back after a power cut", n)
+				}
 			}
 			must(t, d.Sweep())
 		}

@@ -234,8 +234,8 @@ func TestDamagedRecordIsUnknownAndNeverReset(t *testing.T) {
 
 func TestAdopt(t *testing.T) {
 	adopt(t, damageNewestSlot)
-	adopt(t, func(t *testing.T, m *vfs.Mem) { // of one slot nothing is left, so its age is not known
-		for i := range int64(slotSectors) {
+	adopt(t, func(t *testing.T, m *vfs.Mem) { // nothing is left
+		for i := range int64(2 * slotSectors) {
 			alter(t, m, "/disk/store/volumes/pvc-1/meta", slotOffset+i*sectorSize, func(p []byte) { clear(p) })
 		}
 	})
