@@ -8,28 +8,24 @@ import (
 
 // ReadBlocks fills p, whole blocks at a multiple of vfs.Align in memory, from the block on.
 func (r *Replica) ReadBlocks(p []byte, block int64) error {
-	return r.eachFrame(p, block, BlockSize, RegionBlocks, blockOffset, func(p []byte, off int64) error {
-		return r.read("blocks", r.data.ReadAt(p, off))
-	})
+	return r.eachFrame(blockGrid, p, block, (*Replica).readPart)
 }
 
 // WriteBlocks writes p, whole blocks at a multiple of vfs.Align in memory, from the block on, in ascending order of regions. It is
 // durable after Sync. On a full disk (ENOSPC) some of it may be written and the replica goes on.
 func (r *Replica) WriteBlocks(p []byte, block int64) error {
-	return r.eachFrame(p, block, BlockSize, RegionBlocks, blockOffset, r.write("writing blocks"))
+	return r.eachFrame(blockGrid, p, block, (*Replica).writePart)
 }
 
 // ReadEntries fills p, whole pages at a multiple of vfs.Align in memory, with the entries from the page on; page i holds those of
 // blocks i*EntriesPerPage and following.
 func (r *Replica) ReadEntries(p []byte, page int64) error {
-	return r.eachFrame(p, page, PageSize, PagesPerRegion, entriesOffset, func(p []byte, off int64) error {
-		return r.read("entries", r.data.ReadAt(p, off))
-	})
+	return r.eachFrame(entryGrid, p, page, (*Replica).readPart)
 }
 
 // WriteEntries writes what ReadEntries reads. It is durable after Sync. On a full disk as WriteBlocks.
 func (r *Replica) WriteEntries(p []byte, page int64) error {
-	return r.eachFrame(p, page, PageSize, PagesPerRegion, entriesOffset, r.write("writing entries"))
+	return r.eachFrame(entryGrid, p, page, (*Replica).writePart)
 }
 
 // PunchBlocks gives n blocks back to the disk; they read as zeros. It is durable after Sync.
@@ -42,7 +38,7 @@ func (r *Replica) PunchBlocks(block, n int64) error {
 			return err
 		}
 		now := min(n, RegionBlocks-block%RegionBlocks)
-		if err := r.wroteSpace("punching blocks", r.data.Punch(blockOffset(block), now*BlockSize)); err != nil {
+		if err := r.wroteSpace("punching blocks", r.data.Punch(blockGrid.offset(block), now*BlockSize)); err != nil {
 			return err
 		}
 		block, n = block+now, n-now
@@ -79,40 +75,50 @@ func (r *Replica) NextData(block int64) (int64, bool, error) {
 	return max(block, off/frameSize*RegionBlocks), true, nil
 }
 
-func blockOffset(block int64) int64 {
-	return block/RegionBlocks*frameSize + entriesSize + block%RegionBlocks*BlockSize
+// grid is where the blocks, or the pages of entries, are within the frames.
+type grid struct {
+	size     int64 // of one, in bytes
+	perFrame int64
+	start    int64 // of the first in its frame
 }
 
-func entriesOffset(page int64) int64 {
-	return page/PagesPerRegion*frameSize + page%PagesPerRegion*PageSize
+var (
+	blockGrid = grid{BlockSize, RegionBlocks, entriesSize}
+	entryGrid = grid{PageSize, PagesPerRegion, 0}
+)
+
+func (g grid) offset(index int64) int64 {
+	return index/g.perFrame*frameSize + g.start + index%g.perFrame*g.size
 }
 
-// eachFrame cuts p, units of the given size from the index on, where frames end, and calls do with each part and its place.
-func (r *Replica) eachFrame(p []byte, index, size, perFrame int64, offset func(int64) int64, do func([]byte, int64) error) error {
-	if int64(len(p))%size != 0 {
+// eachFrame cuts p, which lies in the grid from the index on, where frames end, and calls do with each part and its
+// offset. do is a method expression: a closure would be allocated for each write.
+func (r *Replica) eachFrame(g grid, p []byte, index int64, do func(r *Replica, p []byte, off int64) error) error {
+	if int64(len(p))%g.size != 0 {
 		return r.invalid(index, int64(len(p)))
 	}
-	if err := r.inRange(index, int64(len(p))/size, perFrame); err != nil {
+	if err := r.inRange(index, int64(len(p))/g.size, g.perFrame); err != nil {
 		return err
 	}
 	for len(p) > 0 {
-		n := min(int64(len(p)), (perFrame-index%perFrame)*size)
-		if err := do(p[:n], offset(index)); err != nil {
+		n := min(int64(len(p)), (g.perFrame-index%g.perFrame)*g.size)
+		if err := do(r, p[:n], g.offset(index)); err != nil {
 			return err
 		}
-		p, index = p[n:], index+n/size
+		p, index = p[n:], index+n/g.size
 	}
 	return nil
 }
 
-// write returns what writes a part of a frame.
-func (r *Replica) write(what string) func([]byte, int64) error {
-	return func(p []byte, off int64) error {
-		if err := r.Failed(); err != nil {
-			return err
-		}
-		return r.wroteSpace(what, r.data.WriteAt(p, off))
+func (r *Replica) readPart(p []byte, off int64) error {
+	return r.read("data", r.data.ReadAt(p, off))
+}
+
+func (r *Replica) writePart(p []byte, off int64) error {
+	if err := r.Failed(); err != nil {
+		return err
 	}
+	return r.wroteSpace("writing data", r.data.WriteAt(p, off))
 }
 
 func (r *Replica) read(what string, err error) error {

@@ -14,4 +14,4 @@ func (r *Replica) MountID() uint64 {
 }
 
 // DataOffset is where in the file data of a replica a block lies. Tools that examine or damage a replica use it.
-func DataOffset(block int64) int64 { return blockOffset(block) }
+func DataOffset(block int64) int64 { return blockGrid.offset(block) }
