@@ -24,7 +24,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: FUZZ=5s (time for each fuzz target), VERSION=$(VERSION)'
+	@echo 'Variables: FUZZ=5s (time for each fuzz target), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -49,15 +49,15 @@ unit: ## go vet and the tests that need neither root, cluster nor network
 test: unit ## all tests: unit, and as root the CSI conformance suite and the short kill tests
 ifeq ($(ROOT),0)
 	$(MAKE) deps build
-	go test -count=1 -timeout 15m ./tests/sanity/...
-	go test -count=1 -timeout 15m -short ./tests/crash/...
+	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
+	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m -short ./tests/crash/...
 else
 	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
 endif
 
 .PHONY: crash
 crash: deps build ## the kill tests in full: 200 kills under fio with verification (root)
-	go test -count=1 -timeout 60m -v ./tests/crash/...
+	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 90m -v ./tests/crash/...
 
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)
@@ -65,11 +65,13 @@ demo: deps build ## the whole story on this machine, a line a step (root)
 
 .PHONY: bench
 bench: deps build ## IOPS, latency and CPU beside raw files and loop, written to out/bench.json (root)
-	go run ./tests/bench
+	@mkdir -p out
+	go run ./tests/bench $(ARGS)
 
 .PHONY: bench-detach
-bench-detach: deps build ## barrier time against what was written and the size of the volume (root)
-	go run ./tests/bench -detach
+bench-detach: deps build ## barrier time by what was written and by size of the volume, also out/bench-detach.json (root)
+	@mkdir -p out
+	go run ./tests/bench detach $(ARGS)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZ each
