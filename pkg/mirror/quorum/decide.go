@@ -150,7 +150,7 @@ func Winner(copies []Copy, expected *Hash) (index int, rule Rule) {
 	if expected != nil {
 		return expectedCopy(copies, *expected)
 	}
-	if i, rule := matchingCopy(copies); rule != ByNobody {
+	if i, rule, tie := matchingCopy(copies); rule != ByNobody || tie {
 		return i, rule
 	}
 	return majorityCopy(copies)
@@ -160,7 +160,10 @@ func Winner(copies []Copy, expected *Hash) (index int, rule Rule) {
 // record the block was written and not flushed, so that the guest was promised nothing of it and the first
 // source's copy serves. (A warm take-over relies on it too: an acknowledged write is on every source.)
 func Recovered(copies []Copy, sources Set) (index int, rule Rule) {
-	if i, rule := Winner(copies, nil); rule != ByNobody {
+	if i, rule, tie := matchingCopy(copies); rule != ByNobody || tie {
+		return i, rule
+	}
+	if i, rule := majorityCopy(copies); rule != ByNobody {
 		return i, rule
 	}
 	for i, c := range copies {
@@ -180,10 +183,10 @@ func expectedCopy(copies []Copy, expected Hash) (int, Rule) {
 	return -1, ByNobody
 }
 
-// matchingCopy picks the newest copy that agrees with its own record. Two that match, are of one version and differ cannot be told
-// apart by anything they say.
-func matchingCopy(copies []Copy) (int, Rule) {
-	best, rule, tie := -1, ByNobody, false
+// matchingCopy picks the newest copy that agrees with its own record. tie: two match, are of one version, and differ.
+// Nothing that they say tells them apart, and neither does the number of copies that do not even match.
+func matchingCopy(copies []Copy) (best int, rule Rule, tie bool) {
+	best = -1
 	for i, c := range copies {
 		switch {
 		case !c.Match():
@@ -198,9 +201,9 @@ func matchingCopy(copies []Copy) (int, Rule) {
 		}
 	}
 	if tie {
-		return -1, ByNobody
+		return -1, ByNobody, true
 	}
-	return best, rule
+	return best, rule, false
 }
 
 func majorityCopy(copies []Copy) (int, Rule) {
