@@ -17,9 +17,10 @@ import (
 
 // systems are the file systems that must behave alike. Each returns an empty directory of its own.
 var systems = map[string]func(t *testing.T) (vfs.FS, string){
-	"os":     func(t *testing.T) (vfs.FS, string) { return vfs.OS(), diskDir(t) },
-	"mem":    func(t *testing.T) (vfs.FS, string) { return vfs.NewMem(), "/" },
-	"faulty": func(t *testing.T) (vfs.FS, string) { return vfs.Faulty(vfs.NewMem(), nil), "/" },
+	"os":       func(t *testing.T) (vfs.FS, string) { return vfs.OS(), diskDir(t) },
+	"blocking": func(t *testing.T) (vfs.FS, string) { return vfs.OSBlocking(), diskDir(t) },
+	"mem":      func(t *testing.T) (vfs.FS, string) { return vfs.NewMem(), "/" },
+	"faulty":   func(t *testing.T) (vfs.FS, string) { return vfs.Faulty(vfs.NewMem(), nil), "/" },
 }
 
 // diskDir is a directory on a disk where there is one: /tmp is often memory.

@@ -15,18 +15,35 @@ const (
 	dirMode  = 0o700
 )
 
-type osFS struct{}
+type osFS struct {
+	ring *ring // for Direct files; nil: only blocking calls
+}
 
 // OS is the file system of the machine. Every descriptor is closed on exec. Errors are *fs.PathError or *os.LinkError
-// with the errno inside, but for *LockedError.
-func OS() FS { return osFS{} }
+// with the errno inside, but for *LockedError. Transfers of Direct files go through io_uring where Uring returns nil.
+func OS() FS {
+	r, _ := theRing()
+	return osFS{ring: r}
+}
 
-func (osFS) Open(name string, mode Mode) (File, error) {
+// OSBlocking is OS without io_uring: each transfer blocks a thread.
+func OSBlocking() FS { return osFS{} }
+
+// Uring returns nil where this process can use io_uring, or the reason why it cannot.
+func Uring() error {
+	_, err := theRing()
+	return err
+}
+
+func (o osFS) Open(name string, mode Mode) (File, error) {
 	fd, err := openRetry(name, openFlags(mode))
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
 	f := &osFile{name: name, fd: fd, direct: mode&Direct != 0}
+	if f.direct {
+		f.ring = o.ring
+	}
 	if info, err := f.Info(); err != nil || info.Dir {
 		_ = f.Close()
 		if err == nil {

@@ -14,6 +14,7 @@ import (
 type osFile struct {
 	name   string
 	direct bool
+	ring   *ring // nil: only blocking calls
 
 	open   sync.RWMutex
 	fd     int
@@ -35,7 +36,7 @@ func (f *osFile) ReadAt(p []byte, off int64) error {
 		return pathError("read", f.name, err)
 	}
 	return f.use("read", func(fd int) error {
-		return readFull(p, off, f.direct, func(p []byte, off int64) (int, error) { return unix.Pread(fd, p, off) })
+		return readFull(p, off, f.direct, func(p []byte, off int64) (int, error) { return f.transfer(ringRead, unix.Pread, fd, p, off) })
 	})
 }
 
@@ -44,8 +45,23 @@ func (f *osFile) WriteAt(p []byte, off int64) error {
 		return pathError("write", f.name, err)
 	}
 	return f.use("write", func(fd int) error {
-		return writeFull(p, off, f.direct, func(p []byte, off int64) (int, error) { return unix.Pwrite(fd, p, off) })
+		return writeFull(p, off, f.direct, func(p []byte, off int64) (int, error) { return f.transfer(ringWrite, unix.Pwrite, fd, p, off) })
 	})
+}
+
+// transfer makes one system call, or the same through the ring.
+func (f *osFile) transfer(op uint8, blocking func(int, []byte, int64) (int, error), fd int, p []byte, off int64) (int, error) {
+	if f.ring == nil {
+		return blocking(fd, p, off)
+	}
+	alone := f.ring.begin()
+	defer f.ring.end()
+	if !alone {
+		if n, ok, err := f.ring.do(op, fd, p, off); ok {
+			return n, err
+		}
+	}
+	return blocking(fd, p, off)
 }
 
 // check holds Direct files to Align even where the disk would take less, so that what works here works everywhere.
