@@ -40,20 +40,13 @@ func (b *batches) seal() {
 
 // loadDirty reads the dirty map. What cannot be read is dirty as far as anything can have been written.
 func (r *Replica) loadDirty() error {
-	meta, err := r.meta.Info()
+	p, err := r.readDirtyMap()
 	if err != nil {
 		return err
 	}
 	data, err := r.data.Info()
 	if err != nil {
 		return err
-	}
-	size := min(max(meta.Size-dirtyOffset, 0), pagesFor(RegionsMax)*PageSize)
-	p := aligned(int(size+PageSize-1) / PageSize * PageSize)
-	if len(p) > 0 {
-		if err := r.meta.ReadAt(p, dirtyOffset); err != nil {
-			return err
-		}
 	}
 	written := regionsOf(int64(r.record.Load().Config.Size))
 	covered := min(max(written, (data.Size+frameSize-1)/frameSize), RegionsMax)
@@ -64,6 +57,20 @@ func (r *Replica) loadDirty() error {
 		r.damage = append(r.damage, fmt.Sprintf("%d units of the dirty map were damaged and count as all dirty", damaged))
 	}
 	return nil
+}
+
+// readDirtyMap returns the pages of meta that may hold the dirty map.
+func (r *Replica) readDirtyMap() ([]byte, error) {
+	meta, err := r.meta.Info()
+	if err != nil {
+		return nil, err
+	}
+	pages := min((max(meta.Size-dirtyOffset, 0)+PageSize-1)/PageSize, pagesFor(RegionsMax))
+	p := aligned(int(pages * PageSize))
+	if len(p) == 0 {
+		return nil, nil
+	}
+	return p, r.meta.ReadAt(p, dirtyOffset)
 }
 
 // IsDirty says whether the region is marked, durably.
