@@ -1,0 +1,161 @@
+package crash
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/tests/orchestrator"
+)
+
+// killWithin is the window in which the kill comes, counted from the start of the load.
+const killWithin = 1200 * time.Millisecond
+
+// subject is a volume, what was written to it, and what of that must be there.
+type subject struct {
+	*rig
+	*orchestrator.Volume
+	fstype string
+	oracle *oracle
+	kept   int // seed of the fio run whose data was synced; 0: none yet
+}
+
+// TestKillUnderLoad kills the server while fio and a writer of our own write, sync and read back.
+func TestKillUnderLoad(t *testing.T) {
+	r := newRig(t)
+	subjects := []*subject{r.subject("kill-ext4", "ext4", 128*mib), r.subject("kill-xfs", "xfs", 320*mib)}
+	n := kills(t, 12, fullKills)
+	began := time.Now()
+	for i := range n {
+		s := subjects[i%len(subjects)]
+		after := time.Duration(r.random.Int64N(int64(killWithin)))
+		refused := s.round(after)
+		t.Logf("kill %3d: %-4s %4d ms after the load began; %d records synced so far; %d calls answered \"not yet\"",
+			i+1, s.fstype, after.Milliseconds(), s.oracle.synced.Load(), refused)
+	}
+	for _, s := range subjects {
+		s.do("delete", s.Delete)
+		if s.oracle.synced.Load() == 0 {
+			t.Errorf("nothing was ever synced on %s: the test has shown nothing", s.fstype)
+		}
+	}
+	r.settled()
+	t.Logf("%d kills in %v", n, time.Since(began).Round(time.Second))
+}
+
+func (r *rig) subject(name, fstype string, size int64) *subject {
+	r.Helper()
+	return &subject{
+		rig: r, fstype: fstype, oracle: newOracle(r.random.Uint64()),
+		Volume: r.create(orchestrator.Spec{Name: name, Size: size, FSType: fstype}),
+	}
+}
+
+// round is one kill and everything that must hold after it.
+func (s *subject) round(after time.Duration) (refused int) {
+	s.Helper()
+	s.do("attach", s.Attach)
+	s.keep()
+	s.underLoad(func() { time.Sleep(after); s.kill() })
+	s.start()
+	refused = s.finish()
+	s.newest(s.Volume, receipt.Fenced)
+	s.do("controller-unpublish", s.ControllerUnpublish)
+	s.verify(s.Volume)
+	s.identical(s.Volume, "")
+
+	s.do("attach after the kill", s.Attach)
+	s.must("what was synced", errors.Join(s.oracle.check(s.Target), s.keptIsThere()))
+	s.do("detach", s.Detach)
+	s.newest(s.Volume, receipt.Clean)
+	s.verify(s.Volume)
+	s.identical(s.Volume, s.fstype)
+	s.settled()
+	return refused
+}
+
+// finish is kubelet's part of the way out.
+func (s *subject) finish() int {
+	s.Helper()
+	return s.eventually("unpublish", s.Unpublish) + s.eventually("unstage", s.Unstage)
+}
+
+// underLoad runs do under load, and returns when the load has ended by it.
+func (s *subject) underLoad(do func()) {
+	s.Helper()
+	stop := make(chan struct{})
+	ends := make(chan error, 2)
+	go func() { _ = s.oracle.run(s.Target, stop); ends <- nil }() // it ends with the device
+	go func() { ends <- s.load() }()
+	do()
+	for range cap(ends) {
+		select {
+		case err := <-ends:
+			s.must("load", err)
+		case <-time.After(callWithin):
+			close(stop)
+			s.Fatal("the load hangs: the device does not answer errors")
+		}
+	}
+}
+
+// fio runs a job on a file of the volume.
+func (s *subject) fio(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(s.Context(), 2*callWithin)
+	defer cancel()
+	args = append([]string{
+		"--name=" + name, "--filename=" + filepath.Join(s.Target, name), "--bs=4k", "--ioengine=libaio", "--iodepth=8",
+		"--verify=crc32c", "--verify_state_save=0", "--rw=randwrite", "--eta=never",
+	}, args...)
+	cmd := exec.CommandContext(ctx, "fio", args...)
+	cmd.Dir = s.Dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	out, err := cmd.CombinedOutput()
+	return string(out), errors.Join(err, ctx.Err())
+}
+
+// load writes and verifies what it wrote until the device fails. Errors of the device are what it is for; content that
+// is wrong is not.
+func (s *subject) load() error {
+	out, err := s.fio("load", "--size=8m", "--time_based", "--runtime=60", "--verify_backlog=128", "--fsync=16",
+		"--direct="+[]string{"0", "1"}[s.oracle.churn.next%2])
+	if err == nil {
+		return errors.New("fio ended without an error although the device went away under it")
+	}
+	if strings.Contains(out, "verify:") || !strings.Contains(out, "err=") {
+		return fmt.Errorf("fio: %w: %s", err, out)
+	}
+	return nil
+}
+
+const keptSize = "--size=2m"
+
+// keep writes and syncs what keptIsThere wants back.
+func (s *subject) keep() {
+	s.Helper()
+	s.kept = 1 + s.random.IntN(1<<30)
+	out, err := s.fio("kept", keptSize, "--direct=1", "--do_verify=0", "--end_fsync=1", fmt.Sprintf("--randseed=%d", s.kept))
+	if err != nil {
+		s.Fatalf("fio: %v: %s", err, out)
+	}
+}
+
+func (s *subject) keptIsThere() error {
+	if _, err := os.Stat(filepath.Join(s.Target, "kept")); err != nil {
+		return err
+	}
+	out, err := s.fio("kept", keptSize, "--direct=1", "--verify_only", fmt.Sprintf("--randseed=%d", s.kept))
+	if err != nil {
+		return fmt.Errorf("fio, what was kept: %w: %s", err, out)
+	}
+	return nil
+}
