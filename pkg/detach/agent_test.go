@@ -410,3 +410,32 @@ func TestNodeBootIsRead(t *testing.T) {
 		t.Errorf("boot ID %q", kernelBoot())
 	}
 }
+
+// hasty is an engine that calls a volume sealed while a writer is attached.
+type hasty struct{ engine.Control }
+
+func (h hasty) Get(ctx context.Context, id volume.ID) (engine.Volume, error) {
+	v, err := h.Control.Get(ctx, id)
+	v.Sealed = true
+	return v, err
+}
+
+// TestOldReceiptNeverSuffices: even where the engine is wrong about the seal, a receipt counts only for the attachment and
+// the writers that it names.
+func TestOldReceiptNeverSuffices(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a, _ := w.use()
+		w.must(w.agent.Unstage(w.ctx(), vol, staging))
+		w.stage(a)
+		g := w.gate.c
+		g.Control = hasty{w.mem}
+		gate, err := NewGate(g)
+		w.must(err)
+		defer gate.Close()
+		w.refused(gate.Unpublish(w.ctx(), vol, nodeA), ErrHeld, "writers up to")
+		w.must(w.agent.Unstage(w.ctx(), vol, staging))
+		w.must(w.unpublish())
+		w.stage(w.publish())
+		w.refused(gate.Unpublish(w.ctx(), vol, nodeA), ErrHeld, "is for volume")
+	})
+}
