@@ -76,7 +76,7 @@ func (d *Driver) create(ctx context.Context, c creation, where *csi.TopologyRequ
 		return v, fmt.Errorf("volume %s: %w", c.spec.ID, err)
 	}
 	if err := d.reachable(ctx, where); err != nil {
-		return v, err
+		return v, fmt.Errorf("volume %s: %w", c.spec.ID, err)
 	}
 	capacity, err := d.Control.Capacity(ctx, c.spec.Parameters)
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // stopWait is how long calls that run may take to end once the server stops. What they began goes on or is resumed.
@@ -138,5 +139,5 @@ func (d *Driver) report(ctx context.Context, method string, request any, err err
 		d.Log.DebugContext(ctx, "call", attributes...)
 		return
 	}
-	d.Log.WarnContext(ctx, "call refused", append(attributes, "error", err.Error())...)
+	d.Log.WarnContext(ctx, "call refused", append(attributes, "error", status.Convert(err).Message())...)
 }
