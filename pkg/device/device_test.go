@@ -69,7 +69,7 @@ func (r *rig) attach() {
 	}
 	r.path = path
 	// A test that hangs with a request in the kernel could not even be killed: this process is holder and guest in one.
-	r.guard = time.AfterFunc(3*patience, func() { Abort(path) })
+	r.guard = time.AfterFunc(3*patience, func() { Leftover{Path: path, Volume: r.t.Name()}.Abort() })
 }
 
 func (r *rig) serve(b Backend, o ServeOptions) {

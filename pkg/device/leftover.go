@@ -21,6 +21,12 @@ type Leftover struct {
 // Of says whether the device was created for the volume.
 func (l Leftover) Of(volume string) bool { return backingPrefix+l.Volume == backingName(volume) }
 
+// Remove is [Remove] for this volume's device only. Prefer it: a path is soon another device's.
+func (l Leftover) Remove(ctx context.Context) error { return remove(ctx, l.Path, l.Volume) }
+
+// Abort is [Abort] for this volume's device only. Prefer it: a path is soon another device's.
+func (l Leftover) Abort() error { return abort(l.Path, l.Volume) }
+
 // Leftovers lists the loop devices of ours that the kernel has, those that serve well included: see [Alive]. It asks no
 // server. Needs root.
 func Leftovers() ([]Leftover, error) {
@@ -65,8 +71,10 @@ func nameOf(path string) (string, error) {
 
 // Remove takes away a block device of ours whose server and holder are gone. ErrServed where it answers, or does not
 // before ctx ends; ErrInUse where it is still mounted or open; ErrForeign where it is not ours. No device is no error.
-func Remove(ctx context.Context, path string) error {
-	fd, err := openOwn(path, "", unix.O_RDONLY)
+func Remove(ctx context.Context, path string) error { return remove(ctx, path, "") }
+
+func remove(ctx context.Context, path, volume string) error {
+	fd, err := openOwn(path, volume, unix.O_RDONLY)
 	if fd < 0 && (err == nil || errors.Is(err, unix.ENXIO)) {
 		return nil
 	}
@@ -77,7 +85,7 @@ func Remove(ctx context.Context, path string) error {
 	if h := Probe(ctx, path); h != Dead {
 		return fmt.Errorf("remove %s: it %s: %w", path, h, ErrServed)
 	}
-	if err := unbindLoop(context.WithoutCancel(ctx), path, ""); err != nil {
+	if err := unbindLoop(context.WithoutCancel(ctx), path, volume); err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
 	return nil
@@ -86,8 +94,10 @@ func Remove(ctx context.Context, path string) error {
 // Abort has every request to the device fail from now on, those that wait included, whoever has its channel: a server's
 // Serve ends, and processes that hang in a request come back. The device stays, dead, until [Remove]. ErrForeign where it
 // is not ours; no device is no error.
-func Abort(path string) error {
-	fd, err := openOwn(path, "", unix.O_RDONLY)
+func Abort(path string) error { return abort(path, "") }
+
+func abort(path, volume string) error {
+	fd, err := openOwn(path, volume, unix.O_RDONLY)
 	if fd < 0 && (err == nil || errors.Is(err, unix.ENXIO)) {
 		return nil
 	}

@@ -32,7 +32,7 @@ const (
 func backingName(volume string) string {
 	name := backingPrefix + volume
 	if len(name) <= backingMax {
-		return name
+		return name // also where volume came out of this function, cut
 	}
 	sum := sha256.Sum256([]byte(volume))
 	tail := "~" + hex.EncodeToString(sum[:6])

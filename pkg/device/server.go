@@ -297,7 +297,9 @@ func (s *Server) drain(fd int, buf *buffer) (_ *buffer, end bool, err error) {
 			}
 		case unix.EAGAIN:
 			return buf, false, nil
-		case unix.EINTR, unix.ENOENT: // ENOENT: the request was withdrawn while it was being read
+		case unix.EINTR, unix.ENOENT, unix.ECONNABORTED:
+			// ENOENT: the request was withdrawn while it was being read. ECONNABORTED: the device ended meanwhile, which
+			// the next read says with ENODEV.
 		default:
 			return buf, true, fmt.Errorf("device of volume %s: read request: %w", s.o.Name, err)
 		}

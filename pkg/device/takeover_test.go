@@ -261,12 +261,20 @@ func TestLeftover(t *testing.T) {
 	if h := Probe(soon(t), path); h != Dead {
 		t.Errorf("after the death of its holder: %s", h)
 	}
+	own := Leftover{Path: path, Volume: strings.TrimPrefix(backingName(name), backingPrefix)}
+	another := Leftover{Path: path, Volume: "another"}
+	if err := another.Remove(soon(t)); !errors.Is(err, ErrForeign) {
+		t.Errorf("removed as another volume's: %v", err)
+	}
+	if err := another.Abort(); !errors.Is(err, ErrForeign) {
+		t.Errorf("aborted as another volume's: %v", err)
+	}
 	if err := Remove(soon(t), path); !errors.Is(err, ErrInUse) {
 		t.Errorf("removed while mounted: %v", err)
 	}
 	run(t, "umount", dir)
 	for range 2 {
-		if err := Remove(soon(t), path); err != nil {
+		if err := own.Remove(soon(t)); err != nil {
 			t.Error(err)
 		}
 	}
