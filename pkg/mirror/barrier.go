@@ -296,9 +296,9 @@ func (s *Session) witness(v *view, i int, verified map[engine.ReplicaID]volume.B
 // a receipt without a seal counts nothing. After it, or after an error of it, the session serves nothing any more.
 // ErrStaleEpoch where anything happened since b.
 func (s *Session) Seal(b engine.Barrier, receipt []byte) error {
+	s.background.stop() // before evidence is locked: what it waits for may be waiting for evidence
 	s.evidence.Lock()
 	defer s.evidence.Unlock()
-	s.background.stop()
 	if s.broken.Load() == nil && !s.Sealed() {
 		if err := s.present(); err != nil {
 			return err

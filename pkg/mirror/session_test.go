@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -123,6 +124,26 @@ func agreeing(t *testing.T, b engine.Barrier, n int) {
 	}
 	if equal != n {
 		t.Fatalf("%d replicas agree, want %d: %+v", equal, n, b)
+	}
+}
+
+// TestSealEndsBackgroundWork: background work that begins just as a seal wants it to end, and works on the evidence too.
+func TestSealEndsBackgroundWork(t *testing.T) {
+	l := newLab(t, vfs.NewMem(), "/", 3, 64*volume.MiB)
+	s := l.open(ForDevice)
+	s.background.wg.Go(func() {
+		<-s.background.ctx.Done()
+		s.bringBack(s.background.ctx)
+	})
+	sealed := make(chan struct{})
+	go func() {
+		l.detach(s)
+		close(sealed)
+	}()
+	select {
+	case <-sealed:
+	case <-time.After(30 * time.Second):
+		t.Fatal("seal waits for work that waits for it")
 	}
 }
 
