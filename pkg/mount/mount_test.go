@@ -49,6 +49,11 @@ func loop(t *testing.T, mib int64) string {
 	if err := errors.Join(f.Truncate(mib<<20), f.Close()); err != nil {
 		t.Fatal(err)
 	}
+	return attachLoop(t, file)
+}
+
+func attachLoop(t *testing.T, file string) string {
+	t.Helper()
 	device := sh(t, "losetup", "-f", "--show", file)
 	t.Cleanup(func() {
 		m := New(Config{Log: slog.New(slog.DiscardHandler)})
@@ -418,5 +423,27 @@ func TestSetReadOnly(t *testing.T) {
 	must(t, m.SetReadOnly(device, false))
 	if n, err := m.DeviceSize(device); err != nil || n != 16<<20 {
 		t.Errorf("size %d, %v", n, err)
+	}
+}
+
+func BenchmarkHeld(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("needs root")
+	}
+	file := filepath.Join(b.TempDir(), "disk")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<24)); err != nil {
+		b.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "-f", "--show", file).Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	device := strings.TrimSpace(string(out))
+	defer func() { _ = exec.Command("losetup", "-d", device).Run() }()
+	m := New(Config{Log: slog.New(slog.DiscardHandler)})
+	for b.Loop() {
+		if held, err := m.Held(b.Context(), device); err != nil || len(held) > 0 {
+			b.Fatal(held, err)
+		}
 	}
 }

@@ -28,10 +28,10 @@ const settleWait = 5 * time.Second
 // Release implements detach.Releaser. Where somebody uses the volume nothing is touched.
 func (r Releaser) Release(ctx context.Context, e detach.Entry, state detach.DeviceState) error {
 	x := r.examine(e, state)
-	if err := x.refuseTargets(); err != nil {
+	if err := x.refuseMounts(); err != nil {
 		return err
 	}
-	if err := x.refuseForeign(ctx); err != nil {
+	if err := x.refuseUsers(ctx); err != nil {
 		return err
 	}
 	if err := x.writeBack(ctx); err != nil {
@@ -82,8 +82,9 @@ func (r Releaser) examine(e detach.Entry, state detach.DeviceState) exit {
 	return x
 }
 
-// refuseTargets is ErrHeld where the volume is published still: a mount without an open file has a workload all the same.
-func (x exit) refuseTargets() error {
+// refuseMounts is ErrHeld where the volume is published still, since a mount without an open file has a workload all the
+// same, and where something else is mounted on the staging path.
+func (x exit) refuseMounts() error {
 	for _, t := range x.e.Targets {
 		on, mounted, err := x.At(t.Path)
 		if err != nil {
@@ -93,11 +94,22 @@ func (x exit) refuseTargets() error {
 			return fmt.Errorf("%w: it is published at %s (%s is mounted there); unpublish it first", detach.ErrHeld, t.Path, on.Source)
 		}
 	}
-	return nil
+	on, mounted, err := x.At(x.e.Staging)
+	if err != nil || !mounted {
+		return err
+	}
+	return x.refuseForeign(on)
 }
 
-// refuseForeign is ErrHeld where anything but the staging mount and the filesystem on it uses the device.
-func (x exit) refuseForeign(ctx context.Context) error {
+func (x exit) refuseForeign(on Entry) error {
+	if x.device == "" || on.Shows(x.device) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s (%s) is mounted on %s and is not %s", detach.ErrHeld, on.Source, on.FSType, on.Path, x.device)
+}
+
+// refuseUsers is ErrHeld where anything but the staging mount and the filesystem on it uses the device.
+func (x exit) refuseUsers(ctx context.Context) error {
 	if x.device == "" {
 		return nil
 	}
@@ -165,8 +177,8 @@ func (x exit) unmountStaging(ctx context.Context) (fsType string, err error) {
 		if err != nil || !mounted {
 			return fsType, err
 		}
-		if x.device != "" && !on.Shows(x.device) {
-			return fsType, fmt.Errorf("%w: %s (%s) is mounted on %s and is not %s", detach.ErrHeld, on.Source, on.FSType, x.e.Staging, x.device)
+		if err := x.refuseForeign(on); err != nil {
+			return fsType, err
 		}
 		fsType = on.FSType
 		if err := x.Unmount(ctx, x.e.Staging); err != nil {
