@@ -439,3 +439,39 @@ func TestOldReceiptNeverSuffices(t *testing.T) {
 		w.refused(gate.Unpublish(w.ctx(), vol, nodeA), ErrHeld, "is for volume")
 	})
 }
+
+func TestUnavailableLeavesALostDeviceAlone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.use()
+		w.mem.Kill(vol)
+		for _, r := range w.mem.Replicas()[:2] {
+			w.mem.Down(r)
+			defer w.mem.Up(r)
+		}
+		w.refused(w.agent.Unstage(w.ctx(), vol, staging), engine.ErrUnavailable, string(vol))
+		if !w.kernel.mounts[staging] {
+			t.Error("unmounted without a quorum")
+		}
+	})
+}
+
+// TestFenceLooksFirst: of two who were told to fence, the second finds the receipt of the first and leaves it alone.
+func TestFenceLooksFirst(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.use()
+		w.silent, w.lost = errors.New("no route"), "node deleted"
+		s, err := w.gate.survey(w.ctx(), vol, nodeA)
+		w.must(err)
+		for range 2 {
+			ok, err := w.gate.perform(w.ctx(), s)
+			if w.must(err); ok {
+				t.Fatal("a fence is not the end of it")
+			}
+		}
+		if raws, _ := w.mem.Receipts(w.ctx(), vol); len(raws) != 1 {
+			t.Fatalf("%d receipts", len(raws))
+		}
+		w.must(w.unpublish())
+		w.detached(receipt.Fenced)
+	})
+}
