@@ -53,7 +53,7 @@ func (m *Mounter) Held(ctx context.Context, device string) ([]Holder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("who holds %s: %w", device, err)
 	}
-	p := probe{dev: dev, files: dev, mountIDs: map[uint64]bool{}, owned: func(pid int) bool { return pid == os.Getpid() || m.owned(pid) }}
+	p := m.probe(dev)
 	for _, ask := range []func() error{p.mounts, p.kernel, p.processes, func() error { return p.claim(device) }} {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("who holds %s: %w", device, err)
@@ -65,9 +65,28 @@ func (m *Mounter) Held(ctx context.Context, device string) ([]Holder, error) {
 	return p.found, nil
 }
 
+// MountedAt returns the mounts of the device's filesystem and the bind mounts of its node, in the mount namespaces of all
+// processes. Those of this process's own come without a process.
+func (m *Mounter) MountedAt(device string) ([]Holder, error) {
+	dev, err := deviceOf(device)
+	if err != nil {
+		return nil, fmt.Errorf("where is %s mounted: %w", device, err)
+	}
+	p := m.probe(dev)
+	if err := p.mounts(); err != nil {
+		return nil, fmt.Errorf("where is %s mounted: %w", device, err)
+	}
+	return p.found, nil
+}
+
+// probe looks for the holders of a device, this process and the storage's own not counted.
+func (m *Mounter) probe(dev blockDevice) probe {
+	return probe{dev: dev, files: dev, mountIDs: map[uint64]bool{}, owned: func(pid int) bool { return pid == os.Getpid() || m.owned(pid) }}
+}
+
 // usersOf returns what uses the mount: mounts below it and processes with files of its filesystem open.
 func (m *Mounter) usersOf(e Entry) []Holder {
-	p := probe{dev: none, files: e.device, mountIDs: map[uint64]bool{e.id: true}, owned: func(int) bool { return false }, maps: true}
+	p := probe{dev: none, files: e.device, mountIDs: map[uint64]bool{e.id: true}, owned: func(int) bool { return false }, filesystem: true}
 	if all, err := mountTable("self"); err == nil {
 		for _, other := range all {
 			if strings.HasPrefix(other.Path, e.Path+"/") {
@@ -90,8 +109,9 @@ type probe struct {
 	files    blockDevice        // what its files show as their device in memory maps
 	mountIDs map[uint64]bool    // of its mounts
 	owned    func(pid int) bool // passed over
-	maps     bool               // look at memory maps too
-	found    []Holder
+	// filesystem says that the kernel has one of the device, so that files, directories and memory maps of it can be in use.
+	filesystem bool
+	found      []Holder
 }
 
 // mounts looks into the mount namespace of every process, its own first.
@@ -120,7 +140,7 @@ func (p *probe) mountsOf(pid int, foreign bool) error {
 		if p.mountIDs[e.id] || !e.shows(p.dev, filepath.Join(procPath(pid), "root")) {
 			continue
 		}
-		p.mountIDs[e.id] = true
+		p.mountIDs[e.id], p.filesystem = true, true
 		if e.FSType == "btrfs" {
 			p.files = e.device
 		}
@@ -153,7 +173,7 @@ func (p *probe) kernel() error {
 		}
 		for _, match := range matches {
 			p.found = append(p.found, Holder{Kind: kind, Name: match})
-			p.maps = true // worth naming the process
+			p.filesystem = p.filesystem || kind == HeldByFilesystem
 		}
 	}
 	return nil
@@ -162,7 +182,7 @@ func (p *probe) kernel() error {
 // processes looks at what every process has open.
 func (p *probe) processes() error {
 	return eachProcess(func(pid int) error {
-		if p.owned(pid) {
+		if kernelThread(pid) || p.owned(pid) {
 			return nil
 		}
 		name, err := p.opened(pid)
@@ -178,26 +198,41 @@ func (p *probe) processes() error {
 
 // opened returns the first thing of the device that the process has open, or "".
 func (p *probe) opened(pid int) (string, error) {
-	proc := procPath(pid)
-	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	dir, err := os.Open(filepath.Join(procPath(pid), "fd"))
 	if err != nil {
 		return "", err
 	}
-	links := []string{"cwd", "root", "exe"}
-	for _, fd := range fds {
-		links = append(links, "fd/"+fd.Name())
+	defer dir.Close()
+	fds, err := dir.Readdirnames(-1)
+	if err != nil {
+		return "", err
 	}
-	for _, link := range links {
-		path := filepath.Join(proc, link)
-		if st, err := statx(path); err == nil && p.belongs(st) {
-			target, _ := os.Readlink(path)
-			return link + " → " + target, nil
+	for _, fd := range fds {
+		if st, err := statxAt(int(dir.Fd()), fd); err == nil && p.belongs(st) {
+			return link(pid, "fd/"+fd), nil
 		}
 	}
-	if p.maps {
-		return p.mapped(proc)
+	// Without a filesystem nothing can lie on it.
+	if p.filesystem {
+		return p.lives(pid)
 	}
 	return "", nil
+}
+
+// lives returns where on the device's filesystem the process works, is rooted, or was started from, what it maps though
+// it has closed it, or "".
+func (p *probe) lives(pid int) (string, error) {
+	for _, l := range []string{"cwd", "root", "exe"} {
+		if st, err := statx(filepath.Join(procPath(pid), l)); err == nil && p.belongs(st) {
+			return link(pid, l), nil
+		}
+	}
+	return p.mapped(procPath(pid))
+}
+
+func link(pid int, name string) string {
+	target, _ := os.Readlink(filepath.Join(procPath(pid), name))
+	return name + " → " + target
 }
 
 // belongs says that the open file is the device's node, or lies on one of its mounts or on its filesystem.
@@ -271,6 +306,12 @@ func gone(err error) bool {
 }
 
 func unseen(err error) bool { return errors.Is(err, fs.ErrPermission) }
+
+// kernelThread says that the process has no program, and so no descriptors: a thread of the kernel, or one that has ended.
+func kernelThread(pid int) bool {
+	_, err := os.Readlink(filepath.Join(procPath(pid), "exe"))
+	return errors.Is(err, fs.ErrNotExist)
+}
 
 func procPath(pid int) string { return filepath.Join("/proc", strconv.Itoa(pid)) }
 

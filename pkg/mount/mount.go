@@ -57,7 +57,7 @@ type Mounter struct {
 // New returns a Mounter.
 func New(c Config) *Mounter {
 	if c.Owned == nil {
-		c.Owned = sameExecutable
+		c.Owned = sameExecutable()
 	}
 	// Without systemd: a scope of its own would add nothing, since no filesystem here has a daemon of its own.
 	return &Mounter{log: c.Log, owned: c.Owned, sys: k8smount.NewWithoutSystemd(""), kept: map[string]*os.File{}}
@@ -184,12 +184,14 @@ func perMount(options []string) []string {
 	return slices.DeleteFunc(slices.Clone(options), func(o string) bool { return !slices.Contains(known, o) })
 }
 
-// sameExecutable says that the process runs the same file as this one.
-func sameExecutable(pid int) bool {
+// sameExecutable says that a process runs the same file as this one.
+func sameExecutable() func(pid int) bool {
 	mine, err := os.Stat("/proc/self/exe")
 	if err != nil {
-		return false
+		return func(int) bool { return false }
 	}
-	theirs, err := os.Stat(filepath.Join("/proc", fmt.Sprint(pid), "exe"))
-	return err == nil && os.SameFile(mine, theirs)
+	return func(pid int) bool {
+		theirs, err := os.Stat(filepath.Join(procPath(pid), "exe"))
+		return err == nil && os.SameFile(mine, theirs)
+	}
 }

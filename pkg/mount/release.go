@@ -31,7 +31,7 @@ func (r Releaser) Release(ctx context.Context, e detach.Entry, state detach.Devi
 	if err := x.refuseMounts(); err != nil {
 		return err
 	}
-	if err := x.refuseUsers(ctx); err != nil {
+	if err := x.refuseUsers(); err != nil {
 		return err
 	}
 	if err := x.writeBack(ctx); err != nil {
@@ -108,8 +108,9 @@ func (x exit) refuseForeign(on Entry) error {
 	return fmt.Errorf("%w: %s (%s) is mounted on %s and is not %s", detach.ErrHeld, on.Source, on.FSType, on.Path, x.device)
 }
 
-// refuseUsers is ErrHeld where anything but the staging mount and the filesystem on it uses the device.
-func (x exit) refuseUsers(ctx context.Context) error {
+// refuseUsers is ErrHeld where the device is mounted anywhere but on the staging path, in whatever mount namespace.
+// Processes are not looked for yet: an unmount that they are in the way of touches nothing.
+func (x exit) refuseUsers() error {
 	if x.device == "" {
 		return nil
 	}
@@ -117,13 +118,11 @@ func (x exit) refuseUsers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	held, err := x.Held(ctx, x.device)
+	mounts, err := x.MountedAt(x.device)
 	if err != nil {
 		return x.gone(err)
 	}
-	return x.held(slices.DeleteFunc(held, func(h Holder) bool {
-		return h.Kind == HeldByFilesystem || h.Kind == HeldByMount && h.PID == 0 && h.Name == staging
-	}))
+	return x.held(slices.DeleteFunc(mounts, func(h Holder) bool { return h.PID == 0 && h.Name == staging }))
 }
 
 func (x exit) held(by []Holder) error {

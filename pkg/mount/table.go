@@ -162,11 +162,14 @@ func deviceOf(path string) (blockDevice, error) {
 }
 
 // statx describes the file without a round trip to a server that may be dead, as that of a FUSE or network filesystem.
-func statx(path string) (unix.Statx_t, error) {
+func statx(path string) (unix.Statx_t, error) { return statxAt(unix.AT_FDCWD, path) }
+
+// statxAt is statx for a name beneath an open directory.
+func statxAt(dir int, name string) (unix.Statx_t, error) {
 	var st unix.Statx_t
 	const quick = unix.AT_STATX_DONT_SYNC | unix.AT_NO_AUTOMOUNT
-	if err := unix.Statx(unix.AT_FDCWD, path, quick, unix.STATX_TYPE|unix.STATX_MNT_ID, &st); err != nil {
-		return st, &os.PathError{Op: "statx", Path: path, Err: err}
+	if err := unix.Statx(dir, name, quick, unix.STATX_TYPE|unix.STATX_MNT_ID, &st); err != nil {
+		return st, &os.PathError{Op: "statx", Path: name, Err: err}
 	}
 	return st, nil
 }
