@@ -17,24 +17,29 @@ import (
 // benchSize is the size of each file of the benchmarks in bytes; it is written before, as a store's hot blocks are.
 const benchSize = 256 << 20
 
+// A benchWay is a way to make transfers.
+type benchWay struct {
+	name    string
+	fsys    vfs.FS
+	batches bool // writes to several files are one Do, not a goroutine for each
+}
+
 // BenchmarkDirect measures transfers past the page cache on 1 or 3 files with 1 or 32 requests in flight. A write goes to
 // every file at once and is done when all have it, as the engine does it; a read goes to one file. Beside the usual
 // it reports the median and the 99th percentile in microseconds, and CPU time per request.
 func BenchmarkDirect(b *testing.B) {
-	systems := map[string]vfs.FS{"blocking": vfs.OSBlocking(), "uring": vfs.OS()}
+	ways := []benchWay{{"blocking", vfs.OSBlocking(), false}, {"uring", vfs.OS(), false}, {"do", vfs.OS(), true}}
 	if err := vfs.Uring(); err != nil {
-		b.Logf("without io_uring: %v", err)
-		delete(systems, "uring")
+		b.Logf("all of them block: %v", err)
 	}
 	names := makeBenchFiles(b)
-	for _, write := range []bool{true, false} {
+	for _, kind := range []string{"write", "read"} {
 		for _, files := range []int{1, 3} {
 			for _, depth := range []int{1, 32} {
 				for _, kib := range []int{4, 64, 1024} {
-					name := fmt.Sprintf("%s/files=%d/depth=%d/%dKiB", map[bool]string{true: "write", false: "read"}[write], files, depth, kib)
-					for system, fsys := range systems {
-						b.Run(name+"/"+system, func(b *testing.B) {
-							benchTransfers(b, fsys, names[:files], write, depth, kib<<10)
+					for _, way := range ways {
+						b.Run(fmt.Sprintf("%s/files=%d/depth=%d/%dKiB/%s", kind, files, depth, kib, way.name), func(b *testing.B) {
+							benchTransfers(b, way, names[:files], kind == "write", depth, kib<<10)
 						})
 					}
 				}
@@ -58,10 +63,10 @@ func makeBenchFiles(b *testing.B) (names []string) {
 	return names
 }
 
-func benchTransfers(b *testing.B, fsys vfs.FS, names []string, write bool, depth, size int) {
+func benchTransfers(b *testing.B, way benchWay, names []string, write bool, depth, size int) {
 	var files []vfs.File
 	for _, name := range names {
-		files = append(files, open(b, fsys, name, vfs.Direct))
+		files = append(files, open(b, way.fsys, name, vfs.Direct))
 	}
 	var next atomic.Int64
 	times := make([]time.Duration, b.N)
@@ -76,7 +81,7 @@ func benchTransfers(b *testing.B, fsys vfs.FS, names []string, write bool, depth
 				off := rand.Int64N(benchSize/int64(size)) * int64(size)
 				start := time.Now()
 				if write {
-					writeAll(b, files, p, off)
+					writeAll(b, files, p, off, way.batches)
 				} else if err := files[int(i)%len(files)].ReadAt(p, off); err != nil {
 					b.Error(err)
 				}
@@ -93,19 +98,26 @@ func benchTransfers(b *testing.B, fsys vfs.FS, names []string, write bool, depth
 }
 
 // writeAll writes to all files at once.
-func writeAll(b *testing.B, files []vfs.File, p []byte, off int64) {
+func writeAll(b *testing.B, files []vfs.File, p []byte, off int64, batch bool) {
+	ts := make([]vfs.Transfer, len(files))
 	var wg sync.WaitGroup
-	for _, f := range files[1:] {
-		wg.Go(func() {
-			if err := f.WriteAt(p, off); err != nil {
-				b.Error(err)
-			}
-		})
+	for i, f := range files {
+		ts[i] = vfs.Transfer{File: f, Write: true, P: p, Off: off}
+		if !batch && i > 0 {
+			wg.Go(func() { ts[i].Err = f.WriteAt(p, off) })
+		}
 	}
-	if err := files[0].WriteAt(p, off); err != nil {
-		b.Error(err)
+	if batch {
+		vfs.Do(ts, nil)
+	} else {
+		ts[0].Err = files[0].WriteAt(p, off)
 	}
 	wg.Wait()
+	for _, t := range ts {
+		if t.Err != nil {
+			b.Error(t.Err)
+		}
+	}
 }
 
 func cpuTime() time.Duration {

@@ -54,8 +54,8 @@ func (f *osFile) transfer(op uint8, blocking func(int, []byte, int64) (int, erro
 	if f.ring == nil {
 		return blocking(fd, p, off)
 	}
-	alone := f.ring.begin()
-	defer f.ring.end()
+	alone := f.ring.begin(1)
+	defer f.ring.end(1)
 	if !alone {
 		if n, ok, err := f.ring.do(op, fd, p, off); ok {
 			return n, err

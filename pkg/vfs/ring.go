@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -20,13 +19,6 @@ const ringSlots = 512
 // aloneAfter is how many requests in a row must find no other in flight before blocking calls take over.
 const aloneAfter = 32
 
-// The io_uring operations in use, of linux/io_uring.h.
-const (
-	ringNop   uint8 = 0
-	ringRead  uint8 = 22
-	ringWrite uint8 = 23
-)
-
 // ring is an io_uring. Any goroutine submits; one waits in the runtime's poller for completions and wakes the others, so
 // that no thread is blocked for a request. It lives as long as the process.
 type ring struct {
@@ -36,25 +28,18 @@ type ring struct {
 	inflight atomic.Int32 // requests between begin and end
 	solo     atomic.Int32 // of the latest of them, how many in a row found no other
 
-	mu         sync.Mutex
+	submit     sync.Mutex // guards what is below
 	sq         ringQueue
 	sqes       []sqe
 	queued     int  // entries the kernel was not told of
 	submitting bool // somebody tells the kernel, and will tell of later entries too
 
-	cq   ringQueue
-	cqes []cqe
+	reap    sync.Mutex // guards what is below
+	cq      ringQueue
+	cqes    []cqe
+	cqFlags *uint32
 
 	slots [ringSlots]ringSlot
-}
-
-// ringSlot is a request in flight. It keeps the buffer reachable while the kernel uses it; heap memory does not move.
-type ringSlot struct {
-	index  uint64
-	armed  atomic.Bool // in flight; what orders the goroutines' accesses, since Go does not see that the kernel does
-	p      []byte
-	result int32
-	done   chan struct{}
 }
 
 // theRing is the ring of the process, or why there is none.
@@ -67,21 +52,16 @@ func newRing() (*ring, error) {
 		return nil, os.NewSyscallError("io_uring_setup", errno)
 	}
 	r := &ring{fd: int(fd), free: make(chan *ringSlot, ringSlots)}
-	err := r.mapQueues(&params)
-	if err == nil {
-		err = r.try()
-	}
-	if err == nil {
-		err = r.startReaper()
-	}
-	if err != nil {
-		_ = unix.Close(r.fd)
-		return nil, err
-	}
 	for i := range r.slots {
 		r.slots[i].index = uint64(i)
 		r.slots[i].done = make(chan struct{}, 1)
 		r.free <- &r.slots[i]
+	}
+	for _, step := range []func() error{func() error { return r.mapQueues(&params) }, r.try, r.startReaper} {
+		if err := step(); err != nil {
+			_ = unix.Close(r.fd)
+			return nil, err
+		}
 	}
 	return r, nil
 }
@@ -97,111 +77,98 @@ func (r *ring) try() error {
 	return nil
 }
 
-// startReaper lets the runtime's poller watch the ring, which is readable while there are completions.
+// startReaper has the kernel signal completions by an event descriptor, which the runtime's poller watches. It is never
+// read: the poller wakes us for each signal, not for a count above zero.
 func (r *ring) startReaper() error {
-	if err := unix.SetNonblock(r.fd, true); err != nil {
-		return os.NewSyscallError("fcntl", err)
-	}
-	file := os.NewFile(uintptr(r.fd), "io_uring")
-	if err := file.SetReadDeadline(time.Time{}); err != nil { // the poller did not take it
-		return err
-	}
-	conn, err := file.SyscallConn()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
+		return os.NewSyscallError("eventfd", err)
+	}
+	file := os.NewFile(uintptr(fd), "io_uring")
+	err = file.SetReadDeadline(time.Time{}) // fails where the poller did not take it
+	if err == nil {
+		err = r.registerEvent(int32(fd))
+	}
+	if err != nil {
+		_ = file.Close()
 		return err
 	}
-	go func() {
-		err := conn.Read(func(uintptr) bool {
-			r.reap()
-			return false
-		})
-		panic(fmt.Sprintf("vfs: waiting for io_uring: %v", err)) // else every caller would wait for ever
-	}()
+	go r.reapForEver(file)
 	return nil
 }
 
-// do makes one request and returns what the system call of that name would. ok is false where the request was not made
-// and a blocking call must do it.
-func (r *ring) do(op uint8, fd int, p []byte, off int64) (n int, ok bool, err error) {
-	var slot *ringSlot
-	select {
-	case slot = <-r.free:
-	default:
-		return 0, false, nil
+func (r *ring) registerEvent(fd int32) error {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), ringRegisterEventFD, uintptr(unsafe.Pointer(&fd)), 1, 0, 0)
+	if errno != 0 {
+		return os.NewSyscallError("io_uring_register", errno)
 	}
-	slot.p = p
-	slot.armed.Store(true)
-	r.submit(sqe{
-		opcode:   op,
-		fd:       int32(fd),
-		off:      uint64(off),
-		addr:     uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))),
-		len:      uint32(len(p)),
-		userData: slot.index,
-	})
-	<-slot.done
-	result := slot.result
-	slot.p = nil
-	r.free <- slot
-	switch {
-	case result >= 0:
-		return int(result), true, nil
-	case syscall.Errno(-result) == unix.ECANCELED: // the thread that submitted it has ended
-		return 0, false, nil
-	}
-	return 0, true, syscall.Errno(-result)
+	return nil
 }
 
-// begin counts a request, made through the ring or not, until end. It says whether one request at a time is all there
-// is: then a blocking call is faster than parking the goroutine and having it woken. One request that finds no other
+func (r *ring) reapForEver(event *os.File) {
+	conn, err := event.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(uintptr) bool {
+			r.reap.Lock()
+			defer r.reap.Unlock()
+			r.reapAll()
+			return false
+		})
+	}
+	panic(fmt.Sprintf("vfs: waiting for io_uring: %v", err)) // else every caller would wait for ever
+}
+
+// begin counts n requests made together, through the ring or not, until end. It says whether there is nothing but one caller at a
+// time: then waiting in the kernel is faster than parking the goroutine and having it woken. One request that finds no other
 // proves nothing, since blocked threads keep the goroutines that would make others from running.
-func (r *ring) begin() (alone bool) {
-	if r.inflight.Add(1) > 1 {
+func (r *ring) begin(n int) (alone bool) {
+	if r.inflight.Add(int32(n)) > int32(n) {
 		r.solo.Store(0)
 		return false
 	}
 	return r.solo.Load() >= aloneAfter || r.solo.Add(1) > aloneAfter
 }
 
-func (r *ring) end() { r.inflight.Add(-1) }
+func (r *ring) end(n int) { r.inflight.Add(-int32(n)) }
 
-// submit queues an entry. The first goroutine to find nobody submitting does it for all that come meanwhile.
-func (r *ring) submit(e sqe) {
-	r.mu.Lock()
-	r.push(e)
-	r.queued++
+// queue tells the kernel of n requests, or leaves it to the goroutine that is doing so for others.
+func (r *ring) queue(requests []ringRequest, n int) {
+	r.submit.Lock()
+	defer r.submit.Unlock()
+	for i := range requests {
+		if q := &requests[i]; q.slot != nil {
+			r.push(q.entry())
+		}
+	}
+	r.queued += n
 	if r.submitting {
-		r.mu.Unlock()
 		return
 	}
 	r.submitting = true
-	if r.busy() {
-		// Others that were woken by the same completions are about to submit too: one system call for all of us, and
+	if len(r.free) < ringSlots-n {
+		// Others that were woken by the same completions are about to queue too: one system call for all of us, and
 		// one notification of the disk.
-		r.mu.Unlock()
-		runtime.Gosched()
-		r.mu.Lock()
+		r.unlocked(runtime.Gosched)
 	}
 	for r.queued > 0 {
 		n := r.queued
 		r.queued = 0
-		r.mu.Unlock()
-		r.enter(n)
-		r.mu.Lock()
+		r.unlocked(func() { r.enter(n) })
 	}
 	r.submitting = false
-	r.mu.Unlock()
 }
 
-// push puts an entry into the queue. The caller holds mu.
+func (r *ring) unlocked(call func()) {
+	r.submit.Unlock()
+	defer r.submit.Lock()
+	call()
+}
+
 func (r *ring) push(e sqe) {
 	tail := *r.sq.tail
 	r.sqes[tail&r.sq.mask] = e
 	atomic.StoreUint32(r.sq.tail, tail+1)
 }
-
-// busy says whether other requests are in flight.
-func (r *ring) busy() bool { return len(r.free) < ringSlots-1 }
 
 // enter tells the kernel of n entries.
 func (r *ring) enter(n int) {
@@ -219,18 +186,13 @@ func (r *ring) enter(n int) {
 	}
 }
 
-// reap wakes those whose requests are done.
-func (r *ring) reap() {
+// reapAll hands out the completions there are. The caller holds reap.
+func (r *ring) reapAll() {
 	head := *r.cq.head
 	for tail := atomic.LoadUint32(r.cq.tail); head != tail; tail = atomic.LoadUint32(r.cq.tail) {
 		for ; head != tail; head++ {
 			c := r.cqes[head&r.cq.mask]
-			slot := &r.slots[c.userData]
-			if !slot.armed.Swap(false) {
-				panic("vfs: io_uring completed a request that nobody made")
-			}
-			slot.result = c.result
-			slot.done <- struct{}{}
+			r.slots[c.userData].complete(c.result)
 		}
 		atomic.StoreUint32(r.cq.head, head)
 	}

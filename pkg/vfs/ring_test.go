@@ -129,17 +129,17 @@ func TestRingOutlivesItsThreads(t *testing.T) {
 
 func TestRingTakesOverOnlyWhereRequestsOverlap(t *testing.T) {
 	r := &ring{}
-	one := func() bool { defer r.end(); return r.begin() }
+	one := func() bool { defer r.end(1); return r.begin(1) }
 	for i := range 3 * aloneAfter {
 		if alone := one(); alone != (i >= aloneAfter) {
 			t.Fatalf("request %d: alone is %v", i, alone)
 		}
 	}
-	r.begin()
+	r.begin(1)
 	if one() {
 		t.Fatal("the second of two requests in flight is alone")
 	}
-	r.end()
+	r.end(1)
 	if one() {
 		t.Fatal("alone at once after two were in flight")
 	}

@@ -13,10 +13,16 @@ const (
 	ringSetupSubmitAll = 1 << 7 // one bad entry does not stop the others
 	ringSetupFlags     = ringSetupCQSize | ringSetupSubmitAll
 
+	ringNop   uint8 = 0
+	ringRead  uint8 = 22
+	ringWrite uint8 = 23
+
 	ringFeatureSingleMap = 1 << 0
 	ringFeatureNoDrop    = 1 << 1
 
-	ringEnterGetEvents = 1 << 0
+	ringEnterGetEvents  = 1 << 0
+	ringRegisterEventFD = 4
+	ringEventFDDisabled = 1 << 0 // in the flags of the completion queue: do not signal
 
 	ringOffsetQueues  = 0
 	ringOffsetEntries = 0x10000000
@@ -80,6 +86,7 @@ func (r *ring) mapQueues(p *ringParams) error {
 	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&queues[off])) }
 	r.sq = ringQueue{head: word(p.sq.head), tail: word(p.sq.tail), mask: *word(p.sq.mask)}
 	r.cq = ringQueue{head: word(p.cq.head), tail: word(p.cq.tail), mask: *word(p.cq.mask)}
+	r.cqFlags = word(p.cq.flags)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&entries[0])), p.sqEntries)
 	r.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&queues[p.cq.cqes])), p.cqEntries)
 	// Entries are used in turn, so entry i is always at index i.
