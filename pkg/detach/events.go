@@ -53,7 +53,7 @@ func (e Events) quarantined(a volume.Attachment, cause string) {
 	}
 }
 
-// reporting returns report, which may be nil, with BarrierProgress beside it.
+// reporting returns report with BarrierProgress beside it.
 func (e Events) reporting(a volume.Attachment, report func(engine.Progress)) func(engine.Progress) {
 	return func(p engine.Progress) {
 		report(p)

@@ -80,6 +80,9 @@ func (j *jobs) run(id volume.ID, run *job, w work) {
 		defer j.mu.Unlock()
 		run.progress = p
 	})
+	if err != nil && j.base.Err() != nil {
+		err = fmt.Errorf("%w: volume %s: this process ends, the next one goes on: %w", ErrInProgress, id, err)
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	run.err = err

@@ -1,0 +1,56 @@
+package detach
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/receipt"
+)
+
+func TestWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		_, err := w.gate.Why(w.ctx(), vol)
+		w.refused(err, engine.ErrNotFound, string(vol))
+		w.use()
+		w.show(podA)
+		why(w, Held, "pvc-1 (the claim)", "to node node-a", "mounted at "+podA, "Healthy", "memory-2", "receipts   none", "NodeUnpublishVolume")
+		w.hide(podA)
+		w.must(w.agent.Unstage(w.ctx(), vol, staging))
+		why(w, Close, "sealed: nobody can write", "the newest clean of 2000-01-01", "ControllerUnpublishVolume")
+		w.must(w.unpublish())
+		if r := why(w, Done, "attached   no"); !r.Detached || r.Receipts != 1 || r.Receipt.Kind != receipt.Clean {
+			t.Errorf("report %+v", r)
+		}
+		w.mem.Down(w.mem.Replicas()[0])
+		w.mem.Down(w.mem.Replicas()[1])
+		if r := why(w, Unavailable, "cannot be told", "Unreachable", "bring the missing replicas back"); r.Detached {
+			t.Error("detached, says a minority")
+		}
+	})
+}
+
+func why(w *world, want Action, words ...string) Report {
+	w.t.Helper()
+	r, err := w.gate.Why(w.ctx(), vol)
+	w.must(err)
+	if r.Answer != want {
+		w.t.Errorf("answer %s, want %s", r.Answer, want)
+	}
+	text := r.Text()
+	for _, word := range words {
+		if !strings.Contains(text, word) {
+			w.t.Errorf("does not say %q:\n%s", word, text)
+		}
+	}
+	if lines := strings.Count(text, "\n"); lines > 24 {
+		w.t.Errorf("%d lines are more than a screen:\n%s", lines, text)
+	}
+	if _, err := json.Marshal(r); err != nil {
+		w.t.Error(err)
+	}
+	return r
+}
