@@ -261,6 +261,9 @@ func TestPublishLimit(t *testing.T) {
 	s := p.create("v2", 64, asMount("", writer))
 	_, err := p.ControllerPublishVolume(t.Context(), &csi.ControllerPublishVolumeRequest{VolumeId: s.id, NodeId: string(here), VolumeCapability: s.want})
 	wants(t, err, codes.ResourceExhausted, string(here), "2")
+	_, err = p.ControllerUnpublishVolume(t.Context(), &csi.ControllerUnpublishVolumeRequest{VolumeId: "v0"})
+	must(t, err)
+	s.publish() // the room is found again
 	info, err := p.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
 	if err != nil || info.GetMaxVolumesPerNode() != 2 || info.GetNodeId() != string(here) ||
 		info.GetAccessibleTopology().GetSegments()["topology.csi.belay.storage/node"] != string(here) {

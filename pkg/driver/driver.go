@@ -110,6 +110,7 @@ type Driver struct {
 
 	// Controller and node lock apart: the gate's answer says more than "another operation runs" while this node unstages.
 	controllerLocks, nodeLocks locks
+	room                       room
 
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedControllerServer
@@ -121,7 +122,8 @@ func New(c Config) (*Driver, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	return &Driver{Config: c.withDefaults()}, nil
+	c = c.withDefaults()
+	return &Driver{Config: c, room: room{max: c.VolumesMax, list: c.Control.List, most: map[volume.NodeID]int64{}}}, nil
 }
 
 // knows says whether a volume may be published to the node at all.

@@ -71,27 +71,7 @@ func (d *Driver) admits(ctx context.Context, v engine.Volume, node volume.NodeID
 	case v.Attachment != nil && v.Attachment.Node == node:
 		return nil // counted already
 	}
-	return d.hasRoom(ctx, node)
-}
-
-func (d *Driver) hasRoom(ctx context.Context, node volume.NodeID) error {
-	if d.VolumesMax == 0 {
-		return nil
-	}
-	list, err := d.Control.List(ctx)
-	if err != nil {
-		return fmt.Errorf("count the volumes of node %s: %w", node, err)
-	}
-	n := int64(0)
-	for _, v := range list {
-		if v.Attachment != nil && v.Attachment.Node == node {
-			n++
-		}
-	}
-	if n >= d.VolumesMax {
-		return answer(codes.ResourceExhausted, "node %s has %d volumes attached and takes no more", node, n)
-	}
-	return nil
+	return d.room.take(ctx, node)
 }
 
 // where tells, for a message, which node has the volume (CSI asks for the node ID).
