@@ -55,7 +55,6 @@ func newRoot() *cobra.Command {
 	v := newVersion(o)
 	addShared(v, o)
 	root.AddCommand(v)
-	root.SetHelpCommand(&cobra.Command{Hidden: true})
 	return root
 }
 

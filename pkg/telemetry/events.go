@@ -52,7 +52,7 @@ func (m *Metrics) Receipt(id volume.ID, kind string) {
 func (m *Metrics) Fenced() { m.fences.Inc() }
 
 // Quarantined notes that a volume was quarantined.
-func (m *Metrics) Quarantined() { m.quarantin.Inc() }
+func (m *Metrics) Quarantined() { m.quarantined.Inc() }
 
 // Repaired notes that a block of a replica was mended.
 func (m *Metrics) Repaired() { m.repaired.Inc() }

@@ -17,19 +17,19 @@ type Metrics struct {
 	registry *prometheus.Registry
 	driver   string
 
-	calls     *prometheus.HistogramVec
-	refused   *prometheus.CounterVec
-	receipts  *prometheus.CounterVec
-	seconds   prometheus.Histogram
-	bytes     prometheus.Histogram
-	running   prometheus.Gauge
-	fences    prometheus.Counter
-	quarantin prometheus.Counter
-	repaired  prometheus.Counter
-	engineUp  *prometheus.GaugeVec
-	inSync    *prometheus.GaugeVec
-	wanted    *prometheus.GaugeVec
-	scrubbed  *prometheus.CounterVec
+	calls       *prometheus.HistogramVec
+	refused     *prometheus.CounterVec
+	receipts    *prometheus.CounterVec
+	seconds     prometheus.Histogram
+	bytes       prometheus.Histogram
+	running     prometheus.Gauge
+	fences      prometheus.Counter
+	quarantined prometheus.Counter
+	repaired    prometheus.Counter
+	engineUp    *prometheus.GaugeVec
+	inSync      *prometheus.GaugeVec
+	wanted      *prometheus.GaugeVec
+	scrubbed    *prometheus.CounterVec
 
 	mu       sync.Mutex
 	barriers map[volume.ID]*barrier
@@ -86,10 +86,10 @@ func (m *Metrics) makeDetach() {
 	m.fences = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "belay_fences_total", Help: "Writers that were shut out because their node was lost.",
 	})
-	m.quarantin = prometheus.NewCounter(prometheus.CounterOpts{
+	m.quarantined = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "belay_quarantined_total", Help: "Volumes quarantined because their copies disagree and nobody can tell which is right.",
 	})
-	m.registry.MustRegister(m.refused, m.receipts, m.seconds, m.bytes, m.running, m.fences, m.quarantin)
+	m.registry.MustRegister(m.refused, m.receipts, m.seconds, m.bytes, m.running, m.fences, m.quarantined)
 }
 
 func (m *Metrics) makeEngine() {

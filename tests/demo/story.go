@@ -188,6 +188,11 @@ func oldFlip(ctx context.Context, s *script, w *world) error {
 	if err == nil && !ok {
 		err = errors.New("the block is not as it was written")
 	}
+	lines, err2 := w.metrics(`belay_detach_refused_total{reason="held"}`, `belay_receipts_total{kind="clean"}`, `belay_engine_up{volume="`+main1.id+`"} 1`)
+	if err := s.check("the metrics have counted it", err2); err != nil {
+		return err
+	}
+	s.quote(strings.Join(lines, "\n"))
 	return s.check("it is right again on the disk, md5 too; detach: OK", errors.Join(err, wantMD5(main1, "fresh", fresh), w.co.detach(ctx, main1)))
 }
 

@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +29,7 @@ type world struct {
 	binary string
 	dir    string
 	stores []string
+	http   string // address of the metrics
 	server *exec.Cmd
 	log    *os.File
 	co     *orchestrator
@@ -48,8 +52,41 @@ func newWorld(binary, where string) (*world, error) {
 	if w.log, err = os.Create(filepath.Join(dir, "serve.log")); err != nil {
 		return nil, err
 	}
+	if w.http, err = freeAddress(); err != nil {
+		return nil, err
+	}
 	w.co, err = newOrchestrator(w.socket(), dir)
 	return w, err
+}
+
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return l.Addr().String(), l.Close()
+}
+
+// metrics returns the lines of /metrics that start with one of the names, and want each name once at least.
+func (w *world) metrics(names ...string) (lines []string, err error) {
+	resp, err := http.Get("http://" + w.http + "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		at := strings.Index("\n"+string(text), "\n"+name)
+		if at < 0 {
+			return lines, fmt.Errorf("no %s among the metrics", name)
+		}
+		line, _, _ := strings.Cut(string(text)[at:], "\n")
+		lines = append(lines, line)
+	}
+	return lines, nil
 }
 
 func (w *world) socket() string { return filepath.Join(w.dir, "run", "csi.sock") }
@@ -58,7 +95,7 @@ func (w *world) socket() string { return filepath.Join(w.dir, "run", "csi.sock")
 func (w *world) start(ctx context.Context) error {
 	args := []string{
 		"serve", "--endpoint", "unix://" + w.socket(), "--admin-socket", filepath.Join(w.dir, "run", "admin.sock"),
-		"--nodeid", node, "--state", filepath.Join(w.dir, "state"), "-v", "1",
+		"--nodeid", node, "--state", filepath.Join(w.dir, "state"), "--http-endpoint", w.http, "-v", "1",
 	}
 	for _, store := range w.stores {
 		args = append(args, "--store", store)
