@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"crypto/md5"
 	"crypto/rand"
 	"encoding/hex"
@@ -13,14 +12,16 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/belay-storage/belay/tests/orchestrator"
 )
 
 const blockSize = 4096
 
 // write fills a new file with a block that can be found again on the disks, then random bytes; syncs it, and returns
 // its md5. mark names the block.
-func write(c *claim, name, mark string, size int) (sum string, err error) {
-	f, err := os.Create(filepath.Join(c.target, name))
+func write(c *orchestrator.Volume, name, mark string, size int) (sum string, err error) {
+	f, err := os.Create(filepath.Join(c.Target, name))
 	if err != nil {
 		return "", err
 	}
@@ -44,8 +45,8 @@ func markBlock(mark string) []byte {
 }
 
 // md5Of reads a file past the page cache, so that it comes from the device.
-func md5Of(c *claim, name string) (string, error) {
-	f, err := os.Open(filepath.Join(c.target, name))
+func md5Of(c *orchestrator.Volume, name string) (string, error) {
+	f, err := os.Open(filepath.Join(c.Target, name))
 	if err != nil {
 		return "", err
 	}
@@ -58,7 +59,7 @@ func md5Of(c *claim, name string) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), err
 }
 
-func wantMD5(c *claim, name, want string) error {
+func wantMD5(c *orchestrator.Volume, name, want string) error {
 	got, err := md5Of(c, name)
 	if err == nil && got != want {
 		err = fmt.Errorf("md5 of %s is %s, was %s", name, got, want)
@@ -67,8 +68,8 @@ func wantMD5(c *claim, name, want string) error {
 }
 
 // flip changes one byte of the marked block in one store, behind everybody's back, as a failing disk does.
-func flip(store string, c *claim, mark string) error {
-	f, err := os.OpenFile(filepath.Join(store, "volumes", c.id, "data"), os.O_RDWR, 0)
+func flip(store string, c *orchestrator.Volume, mark string) error {
+	f, err := os.OpenFile(filepath.Join(store, "volumes", c.ID, "data"), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -123,19 +124,4 @@ func away(stores ...string) (back func() error, err error) {
 		}
 		return nil
 	}, nil
-}
-
-// until asks again until done says so, or ctx ends.
-func until(ctx context.Context, what string, done func() (bool, error)) error {
-	for {
-		ok, err := done()
-		if err != nil || ok {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
-		case <-tick():
-		}
-	}
 }

@@ -21,19 +21,18 @@ const within = 4 * time.Minute
 func main() {
 	binary := flag.String("belay", "bin/belay", "the binary to show")
 	where := flag.String("dir", "/var/tmp", "directory on a real disk in which the stores are made")
-	keep := flag.Bool("keep-log", false, "keep the server's log")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if err := run(ctx, *binary, *where, *keep); err != nil {
+	if err := run(ctx, *binary, *where); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, binary, where string, keep bool) (err error) {
+func run(ctx context.Context, binary, where string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it mounts real filesystems: run it as root")
 	}
@@ -50,8 +49,10 @@ func run(ctx context.Context, binary, where string, keep bool) (err error) {
 	}
 	s := newScript(os.Stdout)
 	defer func() {
-		left := w.cleanUp(keep)
-		s.check("nothing is left behind: no mount, no device, no process", left)
+		if err != nil {
+			s.quote("the server's log ends with\n" + w.LogEnd())
+		}
+		_ = s.check("nothing is left behind: no mount, device, process or stage", w.cleanUp(quarantined()...))
 		err = errors.Join(err, s.end())
 	}()
 	for _, chapter := range story {

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/tests/orchestrator"
 )
 
 const (
@@ -21,33 +23,40 @@ const (
 	file = "data"
 )
 
-func tick() <-chan time.Time { return time.After(30 * time.Millisecond) }
-
 // The volume that the story is about, and what is in it.
 var (
-	main1 *claim
-	sum   string // of the 256 MiB
-	fresh string // of the 8 MiB written later
+	main1 *orchestrator.Volume
+	lost  *orchestrator.Volume // the one that cannot be let go of
+	sum   string               // of the 256 MiB
+	fresh string               // of the 8 MiB written later
 )
 
-func disk(w *world, i int) string { return filepath.Base(w.stores[i]) }
+// quarantined are the volumes that a person has to decide about.
+func quarantined() []*orchestrator.Volume {
+	if lost == nil {
+		return nil
+	}
+	return []*orchestrator.Volume{lost}
+}
+
+func disk(w *world, i int) string { return filepath.Base(w.Stores[i]) }
 
 func theMainJob(ctx context.Context, s *script, w *world) (err error) {
-	if err := s.check("belay serve starts with three stores and answers Probe", w.start(ctx)); err != nil {
+	if err := s.check("belay serve starts with three stores and answers Probe", w.Start(ctx)); err != nil {
 		return err
 	}
-	main1, err = w.co.create(ctx, "main", gib, map[string]string{"replicas": "3", "fsType": "ext4", "verify": "off"})
+	main1, err = w.create(ctx, "main", gib, map[string]string{"replicas": "3", "fsType": "ext4", "verify": "off"})
 	if err := s.check("CreateVolume: 1 GiB, three replicas, ext4", err); err != nil {
 		return err
 	}
-	if err := s.check("ControllerPublish, NodeStage (mkfs, mount), NodePublish to the pod's directory", w.co.attach(ctx, main1)); err != nil {
+	if err := s.check("ControllerPublish, NodeStage (mkfs, mount), NodePublish to the pod's directory", main1.Attach(ctx)); err != nil {
 		return err
 	}
 	sum, err = write(main1, file, "an old block", 256*mib)
 	if err := s.check("256 MiB written and synced, md5 "+short(sum), err); err != nil {
 		return err
 	}
-	if err := s.check("NodeUnpublish", w.co.nodeUnpublish(ctx, main1)); err != nil {
+	if err := s.check("NodeUnpublish", main1.Unpublish(ctx)); err != nil {
 		return err
 	}
 	seen, err := unstageWatched(ctx, w, main1)
@@ -55,25 +64,25 @@ func theMainJob(ctx context.Context, s *script, w *world) (err error) {
 		return err
 	}
 	s.quote(seen)
-	return s.check("ControllerUnpublish: OK, a receipt is in force", w.co.controllerUnpublish(ctx, main1))
+	return s.check("ControllerUnpublish: OK, a receipt is in force", main1.ControllerUnpublish(ctx))
 }
 
 // unstageWatched unstages and tells what `belay why` says meanwhile.
-func unstageWatched(ctx context.Context, w *world, c *claim) (string, error) {
+func unstageWatched(ctx context.Context, w *world, c *orchestrator.Volume) (string, error) {
 	ctx2, cancel := context.WithCancel(ctx)
 	var seen []string
 	var watch sync.WaitGroup
 	watch.Go(func() { seen = watchBarrier(ctx2, w, c) })
-	err := w.co.unstage(ctx, c)
+	err := c.Unstage(ctx)
 	cancel()
 	watch.Wait()
 	return strings.Join(seen, "\n"), err
 }
 
-func watchBarrier(ctx context.Context, w *world, c *claim) (seen []string) {
+func watchBarrier(ctx context.Context, w *world, c *orchestrator.Volume) (seen []string) {
 	last := ""
 	for ctx.Err() == nil {
-		r, err := w.admin.Why(ctx, c.id)
+		r, err := w.admin.Why(ctx, c.ID)
 		if err == nil && r.Node != nil && r.Node.Job.Running {
 			p := r.Node.Job.Progress
 			if p.Phase != last && len(seen) < 8 || p.Phase == last && p.Total > 0 && len(seen) < 6 {
@@ -90,8 +99,8 @@ func watchBarrier(ctx context.Context, w *world, c *claim) (seen []string) {
 }
 
 func theReceipt(ctx context.Context, s *script, w *world) error {
-	text, code, err := w.ask(ctx, "receipts", main1.id)
-	if err := s.check("belay receipts: signature and chain hold", errors.Join(err, wantExit(code, 0, text))); err != nil {
+	text, err := w.ask(ctx, 0, "receipts", main1.ID)
+	if err := s.check("belay receipts: signature and chain hold", err); err != nil {
 		return err
 	}
 	s.quote(text)
@@ -102,8 +111,8 @@ func theReceipt(ctx context.Context, s *script, w *world) error {
 	if err := s.check("the receipt is clean: three replicas, one digest, all on stable media", err); err != nil {
 		return err
 	}
-	text, code, err = w.ask(ctx, "verify", main1.id)
-	if err := s.check("belay verify: everything read again, equal to the receipt", errors.Join(err, wantExit(code, 0, text), wantText(text, "equal to the newest receipt"))); err != nil {
+	text, err = w.ask(ctx, 0, "verify", main1.ID)
+	if err := s.check("belay verify: everything read again, equal to the receipt", errors.Join(err, wantText(text, "equal to the newest receipt"))); err != nil {
 		return err
 	}
 	s.quote(text)
@@ -120,20 +129,20 @@ func allAgree(r receipt.Receipt) bool {
 }
 
 func attachedAgain(ctx context.Context, s *script, w *world) error {
-	if err := s.check("publish, stage, publish to the pod", w.co.attach(ctx, main1)); err != nil {
+	if err := s.check("publish, stage, publish to the pod", main1.Attach(ctx)); err != nil {
 		return err
 	}
 	return s.check("md5 is the same: "+short(sum), wantMD5(main1, file, sum))
 }
 
 func heldRefused(ctx context.Context, s *script, w *world) error {
-	err := w.co.controllerUnpublish(ctx, main1)
-	if err := s.check("ControllerUnpublish while staged and mounted: FAILED_PRECONDITION, and who holds it", errors.Join(wantCode(err, "FailedPrecondition"), wantText(said(err), main1.target))); err != nil {
+	err := main1.ControllerUnpublish(ctx)
+	if err := s.check("ControllerUnpublish while staged and mounted: FAILED_PRECONDITION, and who holds it", errors.Join(wantCode(err, "FailedPrecondition"), wantText(said(err), main1.Target))); err != nil {
 		return err
 	}
 	s.quote(said(err))
-	text, code, err := w.ask(ctx, "why", main1.id)
-	if err := s.check("belay why", errors.Join(err, wantExit(code, 0, text))); err != nil {
+	text, err := w.ask(ctx, 0, "why", main1.ID)
+	if err := s.check("belay why", err); err != nil {
 		return err
 	}
 	s.quote(text)
@@ -142,10 +151,10 @@ func heldRefused(ctx context.Context, s *script, w *world) error {
 }
 
 func freshFlip(ctx context.Context, s *script, w *world) error {
-	if err := s.check("one byte of the 8 MiB flipped in store "+disk(w, 1), flip(w.stores[1], main1, "a fresh block")); err != nil {
+	if err := s.check("one byte of the 8 MiB flipped in store "+disk(w, 1), flip(w.Stores[1], main1, "a fresh block")); err != nil {
 		return err
 	}
-	if err := s.check("detach: OK", w.co.detach(ctx, main1)); err != nil {
+	if err := s.check("detach: OK", main1.Detach(ctx)); err != nil {
 		return err
 	}
 	r, err := newest(ctx, w, main1)
@@ -162,11 +171,11 @@ func freshFlip(ctx context.Context, s *script, w *world) error {
 }
 
 func oldFlip(ctx context.Context, s *script, w *world) error {
-	if err := s.check("the volume is detached; one byte of a verified block flipped in store "+disk(w, 2), flip(w.stores[2], main1, "a fresh block")); err != nil {
+	if err := s.check("the volume is detached; one byte of a verified block flipped in store "+disk(w, 2), flip(w.Stores[2], main1, "a fresh block")); err != nil {
 		return err
 	}
 	var v admin.Verification
-	err := w.askJSON(ctx, &v, 3, "verify", main1.id)
+	err := w.askJSON(ctx, &v, 3, "verify", main1.ID)
 	if err == nil && len(v.Findings) == 0 {
 		err = errors.New("nothing was found")
 	}
@@ -176,59 +185,59 @@ func oldFlip(ctx context.Context, s *script, w *world) error {
 	for _, f := range v.Findings {
 		s.quote(fmt.Sprintf("replica %.8s, %s at offset %d: %s", f.Replica, f.Length, int64(f.Offset), f.Cause))
 	}
-	if err := s.check("attached again", w.co.attach(ctx, main1)); err != nil {
+	if err := s.check("attached again", main1.Attach(ctx)); err != nil {
 		return err
 	}
-	text, code, err := w.ask(ctx, "verify", main1.id)
-	if err := s.check("belay verify while attached mends it from a good copy", errors.Join(err, wantExit(code, 3, text), wantText(text, "mended"))); err != nil {
+	text, err := w.ask(ctx, 3, "verify", main1.ID)
+	if err := s.check("belay verify while attached mends it from a good copy", errors.Join(err, wantText(text, "mended"))); err != nil {
 		return err
 	}
 	s.quote(text)
-	ok, err := intact(w.stores[2], main1, "a fresh block")
+	ok, err := intact(w.Stores[2], main1, "a fresh block")
 	if err == nil && !ok {
 		err = errors.New("the block is not as it was written")
 	}
-	lines, err2 := w.metrics(`belay_detach_refused_total{reason="held"}`, `belay_receipts_total{kind="clean"}`, `belay_engine_up{volume="`+main1.id+`"} 1`)
+	lines, err2 := w.metrics(`belay_detach_refused_total{reason="held"}`, `belay_receipts_total{kind="clean"}`, `belay_engine_up{volume="`+main1.ID+`"} 1`)
 	if err := s.check("the metrics have counted it", err2); err != nil {
 		return err
 	}
 	s.quote(strings.Join(lines, "\n"))
-	return s.check("it is right again on the disk, md5 too; detach: OK", errors.Join(err, wantMD5(main1, "fresh", fresh), w.co.detach(ctx, main1)))
+	return s.check("it is right again on the disk, md5 too; detach: OK", errors.Join(err, wantMD5(main1, "fresh", fresh), main1.Detach(ctx)))
 }
 
 func backgroundFlip(ctx context.Context, s *script, w *world) error {
-	c, err := w.co.create(ctx, "background", 128*mib, map[string]string{"verify": "1s"})
-	if err := s.check("a volume that is verified every second", errors.Join(err, w.co.attach(ctx, c))); err != nil {
+	c, err := w.create(ctx, "background", 128*mib, map[string]string{"verify": "1s"})
+	if err := s.check("a volume that is verified every second", errors.Join(err, c.Attach(ctx))); err != nil {
 		return err
 	}
 	want, err := write(c, file, "a block for later", 16*mib)
-	if err := s.check("16 MiB written; detached and attached, so that they are old", errors.Join(err, w.co.detach(ctx, c), w.co.attach(ctx, c))); err != nil {
+	if err := s.check("16 MiB written; detached and attached, so that they are old", errors.Join(err, c.Detach(ctx), c.Attach(ctx))); err != nil {
 		return err
 	}
-	if err := s.check("one byte flipped in store "+disk(w, 0), flip(w.stores[0], c, "a block for later")); err != nil {
+	if err := s.check("one byte flipped in store "+disk(w, 0), flip(w.Stores[0], c, "a block for later")); err != nil {
 		return err
 	}
-	err = until(ctx, "the background verifier", func() (bool, error) { return intact(w.stores[0], c, "a block for later") })
+	err = orchestrator.Until(ctx, "the background verifier", func() (bool, error) { return intact(w.Stores[0], c, "a block for later") })
 	if err := s.check("nobody asked: the background verifier has found and mended it on the disk", err); err != nil {
 		return err
 	}
-	return s.check("md5 right, detach OK, deleted", errors.Join(wantMD5(c, file, want), w.co.detach(ctx, c), w.co.remove(ctx, c)))
+	return s.check("md5 right, detach OK, deleted", errors.Join(wantMD5(c, file, want), c.Detach(ctx), c.Delete(ctx)))
 }
 
 func storesGone(ctx context.Context, s *script, w *world) error {
-	if err := s.check("attached, unpublished from the pod", errors.Join(w.co.attach(ctx, main1), w.co.nodeUnpublish(ctx, main1))); err != nil {
+	if err := s.check("attached, unpublished from the pod", errors.Join(main1.Attach(ctx), main1.Unpublish(ctx))); err != nil {
 		return err
 	}
-	back, err := away(w.stores[0], w.stores[1])
+	back, err := away(w.Stores[0], w.Stores[1])
 	if err := s.check("two of three stores are pulled", err); err != nil {
 		return err
 	}
-	unstage := w.co.unstage(ctx, main1)
+	unstage := main1.Unstage(ctx)
 	if err := s.check("NodeUnstage: UNAVAILABLE", wantCode(unstage, "Unavailable")); err != nil {
 		return errors.Join(err, back())
 	}
 	s.quote(said(unstage))
-	refused := w.co.controllerUnpublish(ctx, main1)
+	refused := main1.ControllerUnpublish(ctx)
 	if err := s.check("ControllerUnpublish: UNAVAILABLE, nothing is touched", wantCode(refused, "Unavailable")); err != nil {
 		return errors.Join(err, back())
 	}
@@ -236,60 +245,63 @@ func storesGone(ctx context.Context, s *script, w *world) error {
 	if err := s.check("the stores are back", back()); err != nil {
 		return err
 	}
-	err = until(ctx, "NodeUnstage", func() (bool, error) { return w.co.unstage(ctx, main1) == nil, nil })
-	if err := s.check("NodeUnstage and ControllerUnpublish: OK", errors.Join(err, w.co.controllerUnpublish(ctx, main1))); err != nil {
+	err = orchestrator.Until(ctx, "NodeUnstage", func() (bool, error) { return main1.Unstage(ctx) == nil, nil })
+	if err := s.check("NodeUnstage and ControllerUnpublish: OK", errors.Join(err, main1.ControllerUnpublish(ctx))); err != nil {
 		return err
 	}
-	return s.check("attached again, md5 right, detached", errors.Join(w.co.attach(ctx, main1), wantMD5(main1, "fresh", fresh), w.co.detach(ctx, main1)))
+	return s.check("attached again, md5 right, detached", errors.Join(main1.Attach(ctx), wantMD5(main1, "fresh", fresh), main1.Detach(ctx)))
 }
 
 func noCopyWins(ctx context.Context, s *script, w *world) error {
-	c, err := w.co.create(ctx, "lost", 128*mib, map[string]string{"verify": "off"})
-	if err := s.check("a volume of its own", errors.Join(err, w.co.attach(ctx, c))); err != nil {
+	c, err := w.create(ctx, "lost", 128*mib, map[string]string{"verify": "off"})
+	lost = c
+	if err := s.check("a volume of its own", errors.Join(err, c.Attach(ctx))); err != nil {
 		return err
 	}
 	_, err = write(c, file, "a doomed block", mib)
-	for _, store := range w.stores {
+	for _, store := range w.Stores {
 		err = errors.Join(err, flip(store, c, "a doomed block"))
 	}
 	if err := s.check("one block written, and flipped in every store", err); err != nil {
 		return err
 	}
-	err = errors.Join(w.co.nodeUnpublish(ctx, c))
-	unstage := w.co.unstage(ctx, c)
+	err = errors.Join(c.Unpublish(ctx))
+	unstage := c.Unstage(ctx)
 	if err := s.check("NodeUnstage: DATA_LOSS, the volume is quarantined", errors.Join(err, wantCode(unstage, "DataLoss"))); err != nil {
 		return err
 	}
 	s.quote(said(unstage))
-	refused := w.co.controllerUnpublish(ctx, c)
+	refused := c.ControllerUnpublish(ctx)
 	if err := s.check("ControllerUnpublish: DATA_LOSS", wantCode(refused, "DataLoss")); err != nil {
 		return err
 	}
-	var why struct {
-		Volume engine.Volume `json:"volume"`
-	}
-	err = w.askJSON(ctx, &why, 0, "why", c.id)
+	var why detach.Report
+	err = w.askJSON(ctx, &why, 0, "why", c.ID)
 	if err == nil && why.Volume.State != engine.Quarantined {
 		err = fmt.Errorf("state %s", why.Volume.State)
 	}
-	return s.check("belay why says so, and what to do", err)
+	if err := s.check("belay why says so, and what to do", err); err != nil {
+		return err
+	}
+	s.quote(why.Because + "\nnext: " + why.Next)
+	return nil
 }
 
 func serverKilled(ctx context.Context, s *script, w *world) error {
-	if err := s.check("attached", w.co.attach(ctx, main1)); err != nil {
+	if err := s.check("attached", main1.Attach(ctx)); err != nil {
 		return err
 	}
 	last, err := write(main1, "last", "the last block", 4*mib)
-	if err := s.check("4 MiB written and synced, unpublished from the pod", errors.Join(err, w.co.nodeUnpublish(ctx, main1))); err != nil {
+	if err := s.check("4 MiB written and synced, unpublished from the pod", errors.Join(err, main1.Unpublish(ctx))); err != nil {
 		return err
 	}
-	if err := s.check("SIGKILL to belay serve", w.kill()); err != nil {
+	if err := s.check("SIGKILL to belay serve", w.Kill()); err != nil {
 		return err
 	}
-	if err := s.check("belay serve starts again on the same stores", w.start(ctx)); err != nil {
+	if err := s.check("belay serve starts again on the same stores", w.Start(ctx)); err != nil {
 		return err
 	}
-	if err := s.check("NodeUnstage and ControllerUnpublish: finished from the stage journal", errors.Join(w.co.unstage(ctx, main1), w.co.controllerUnpublish(ctx, main1))); err != nil {
+	if err := s.check("NodeUnstage and ControllerUnpublish: finished from the stage journal", errors.Join(main1.Unstage(ctx), main1.ControllerUnpublish(ctx))); err != nil {
 		return err
 	}
 	r, err := newest(ctx, w, main1)
@@ -300,15 +312,15 @@ func serverKilled(ctx context.Context, s *script, w *world) error {
 		return err
 	}
 	s.quote(fmt.Sprintf("%s: %s", r.Kind, r.Reason))
-	if err := s.check("attached again: everything that was synced is there", errors.Join(w.co.attach(ctx, main1), wantMD5(main1, file, sum), wantMD5(main1, "last", last))); err != nil {
+	if err := s.check("attached again: everything that was synced is there", errors.Join(main1.Attach(ctx), wantMD5(main1, file, sum), wantMD5(main1, "last", last))); err != nil {
 		return err
 	}
-	return s.check("detached and deleted", errors.Join(w.co.detach(ctx, main1), w.co.remove(ctx, main1)))
+	return s.check("detached and deleted", errors.Join(main1.Detach(ctx), main1.Delete(ctx)))
 }
 
 // intact says whether the block in the store is as it was written.
-func intact(store string, c *claim, mark string) (bool, error) {
-	f, err := os.Open(store + "/volumes/" + c.id + "/data")
+func intact(store string, c *orchestrator.Volume, mark string) (bool, error) {
+	f, err := os.Open(store + "/volumes/" + c.ID + "/data")
 	if err != nil {
 		return false, err
 	}
@@ -317,22 +329,15 @@ func intact(store string, c *claim, mark string) (bool, error) {
 	return err == nil, nil
 }
 
-func newest(ctx context.Context, w *world, c *claim) (receipt.Receipt, error) {
+func newest(ctx context.Context, w *world, c *orchestrator.Volume) (receipt.Receipt, error) {
 	var all admin.Receipts
-	if err := w.askJSON(ctx, &all, 0, "receipts", c.id); err != nil {
+	if err := w.askJSON(ctx, &all, 0, "receipts", c.ID); err != nil {
 		return receipt.Receipt{}, err
 	}
 	if len(all.Entries) == 0 {
 		return receipt.Receipt{}, errors.New("there is no receipt")
 	}
 	return all.Entries[len(all.Entries)-1].Receipt, nil
-}
-
-func wantExit(got, want int, text string) error {
-	if got == want {
-		return nil
-	}
-	return fmt.Errorf("exit code %d, want %d: %s", got, want, strings.TrimSpace(text))
 }
 
 func wantText(text, want string) error {
