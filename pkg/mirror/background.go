@@ -19,9 +19,13 @@ type background struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	flush  chan struct{} // tells of entries that wait for a flush
 }
 
-func (b *background) init() { b.ctx, b.cancel = context.WithCancel(context.Background()) }
+func (b *background) init() {
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.flush = make(chan struct{}, 1)
+}
 
 // stop ends the background work and returns once it has ended.
 func (b *background) stop() {
@@ -47,6 +51,7 @@ func (s *Session) startBackground() {
 	s.events.replicas(s)
 	s.background.every(reopenEvery, s.bringBack)
 	s.background.every(idleAfter, s.giveBack)
+	s.background.wg.Go(func() { s.flushAhead(s.background.ctx) })
 	if pace, on := verifyInterval(attributesOf(s.Config()).Parameters); on {
 		s.background.every(min(quietAfter, pace)/4, func(ctx context.Context) { s.verifyQuiet(ctx, min(quietAfter, pace)) })
 		s.background.wg.Go(func() { s.scrubForever(s.background.ctx, pace) })

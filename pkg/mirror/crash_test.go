@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -256,6 +259,49 @@ func TestRandomHistories(t *testing.T) {
 			h.s.Close()
 		})
 	}
+}
+
+// TestFlushJoinsOnlyFlushes: a flush that comes while too many checksums wait for one is a flush nevertheless.
+func TestFlushJoinsOnlyFlushes(t *testing.T) {
+	const stride = store.EntriesPerPage * store.BlockSize // every write has its own page of entries
+	mem := vfs.NewMem()
+	l := newLab(t, mem, "/", 3, (dirtyPagesMax+8)*stride)
+	s := l.open(ForDevice)
+	s.background.stop() // its flushes would be in the way
+	for i := range int64(dirtyPagesMax) {
+		mustWrite(t, s, pattern(uint64(i), 4096), i*stride)
+	}
+	s.flushes.turn.Lock() // what comes now waits, and who comes later joins it
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.WriteAt(pattern(1, 4096), dirtyPagesMax*stride); err != nil {
+			t.Error(err)
+		}
+	})
+	for s.flushes.waiting() == nil {
+		runtime.Gosched()
+	}
+	wg.Go(func() {
+		if err := s.Flush(); err != nil {
+			t.Error(err)
+		}
+	})
+	time.Sleep(10 * time.Millisecond) // for the second to join; where it comes late the test proves less
+	s.flushes.turn.Unlock()
+	wg.Wait()
+	l.fs = mem.CrashClone(nil) // everything is lost that was not synced
+	l.openDirs(3)
+	s = l.open(ForDevice)
+	for i := range int64(dirtyPagesMax) {
+		mustRead(t, s, pattern(uint64(i), 4096), i*stride)
+	}
+}
+
+// waiting is the run that the next caller would join.
+func (g *group) waiting() *flight {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.next
 }
 
 // TestUnavailableTouchesNothing: without a majority an attach is refused, and works again when the stores are back.

@@ -1,6 +1,9 @@
 package mirror
 
 import (
+	"context"
+	"slices"
+
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -10,43 +13,66 @@ import (
 // together with its checksums. Concurrent calls share one run.
 func (s *Session) Flush() error {
 	s.touch()
-	return s.flushes.do(func() error { return s.flush(true) })
+	return s.flushes.do(s.flush)
 }
 
-// writeBack gives the waiting entries to the stores without making them durable.
-func (s *Session) writeBack() error { return s.flushes.do(func() error { return s.flush(false) }) }
+// Bounds of the entries that wait for a flush. At 128 blocks a page dirtyPagesMax is 16 MiB of memory: a write that finds more
+// waits for a flush. From dirtyPagesAhead on one is made in the background, so that none has to wait.
+const (
+	dirtyPagesMax   = 4096
+	dirtyPagesAhead = dirtyPagesMax / 2
+)
 
-func (s *Session) flush(sync bool) error {
-	failed, err := s.flushOnce(sync)
+// bound keeps the entries that wait for a flush within their bounds.
+func (s *Session) bound() error {
+	switch n := s.pages.dirtyCount(); {
+	case n > dirtyPagesMax:
+		return s.Flush()
+	case n > dirtyPagesAhead:
+		select {
+		case s.background.flush <- struct{}{}:
+		default: // it was told already
+		}
+	}
+	return nil
+}
+
+// flushAhead flushes whenever it is told to. Whoever must know of an error is told by a flush of his own.
+func (s *Session) flushAhead(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.background.flush:
+			_ = s.flushes.do(s.flush)
+		}
+	}
+}
+
+func (s *Session) flush() error {
+	failed, err := s.flushOnce()
 	if err != nil || len(failed) == 0 {
 		return err
 	}
 	return s.exclude(failed)
 }
 
-func (s *Session) flushOnce(sync bool) (failures, error) {
+func (s *Session) flushOnce() (failures, error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	if err := s.refusal(false); err != nil {
 		return nil, err
 	}
-	return s.flushView(sync)
+	return s.flushView()
 }
 
 // flushView returns the replicas that must be excluded before the flush may be acknowledged. The caller holds gate.
-func (s *Session) flushView(sync bool) (failures, error) {
+func (s *Session) flushView() (failures, error) {
 	v := s.view.Load()
 	taken := s.pages.takeDirty()
 	runs := joinPages(taken)
-	failed := each(v.writers(), func(r *replica) error {
-		if err := writePages(r, runs); err != nil {
-			return err
-		}
-		if !sync {
-			return nil
-		}
-		return r.Sync()
-	}, nil)
+	failed := writePages(v.writers(), runs)
+	failed = append(failed, each(failed.spared(v.writers()), func(r *replica) error { return r.Sync() }, nil)...)
 	outcome := quorum.Acknowledgement(v.config.Members, failed.set(), failed.harmless())
 	lost := outcome == quorum.Refuse || outcome == quorum.Lost
 	releaseRuns(runs)
@@ -102,11 +128,21 @@ func releaseRuns(runs []pageRun) {
 	}
 }
 
-func writePages(r *replica, runs []pageRun) error {
-	for _, run := range runs {
-		if err := r.WriteEntries(run.bytes, run.first); err != nil {
-			return err
+// runsAtOnce bounds how many writes of a flush are under way on each replica.
+const runsAtOnce = 64
+
+// writePages gives the runs to every replica, and returns who failed.
+func writePages(replicas []*replica, runs []pageRun) (failed failures) {
+	for batch := range slices.Chunk(runs, runsAtOnce) {
+		now := together(replicas, func(t *store.Transfers, r *replica) {
+			for _, run := range batch {
+				t.WriteEntries(r.Replica, run.bytes, run.first)
+			}
+		}, nil)
+		if len(now) > 0 {
+			failed = append(failed, now...)
+			replicas = now.spared(replicas)
 		}
 	}
-	return nil
+	return failed
 }

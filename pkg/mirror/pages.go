@@ -77,6 +77,35 @@ func (c *pages) pin(index int64) (p *page, fresh bool) {
 	return p, fresh
 }
 
+// cached returns the pages, loaded and pinned, or nil where one of them is not in memory.
+func (c *pages) cached(from, to int64) []*page {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := from; i <= to; i++ {
+		if p := c.all[i]; p == nil || !p.ready() {
+			return nil
+		}
+	}
+	held := make([]*page, 0, to-from+1)
+	for i := from; i <= to; i++ {
+		p := c.all[i]
+		p.pins++
+		c.order.MoveToFront(p.place)
+		held = append(held, p)
+	}
+	return held
+}
+
+// ready says that the page was loaded.
+func (p *page) ready() bool {
+	select {
+	case <-p.loaded:
+		return p.err == nil
+	default:
+		return false
+	}
+}
+
 func (c *pages) put(p *page) {
 	c.mu.Lock()
 	p.pins--
@@ -93,15 +122,17 @@ func (c *pages) forget(p *page) {
 	}
 }
 
-// evict drops the least recently used clean pages until at most keep are left. Dirty ones stay until a flush.
+// evict drops the least recently used clean pages until at most keep are left. Dirty ones stay until a flush; they go to the
+// front, or every call until then would step over them again.
 func (c *pages) evict(keep int) {
-	for e := c.order.Back(); e != nil && len(c.all) > keep; {
-		p := e.Value.(*page)
-		e = e.Prev()
-		if p.pins == 0 && c.dirty[p.index] == nil {
-			delete(c.all, p.index)
-			c.order.Remove(p.place)
+	for n := c.order.Len(); n > 0 && len(c.all) > keep; n-- {
+		p := c.order.Back().Value.(*page)
+		if p.pins > 0 || c.dirty[p.index] != nil {
+			c.order.MoveToFront(p.place)
+			continue
 		}
+		delete(c.all, p.index)
+		c.order.Remove(p.place)
 	}
 }
 
@@ -123,17 +154,17 @@ func (c *pages) dirtyCount() int {
 func (c *pages) set(p *page, block int64, e digest.Entry) (old digest.Entry, sound bool) {
 	at := slot(block)
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	old, sound = digest.Decode(p.raw[at:at+digest.EntrySize], block)
 	digest.Encode(p.raw[at:at+digest.EntrySize], block, e)
-	was := p.dirty
-	p.dirty = true
-	p.mu.Unlock()
-	if !was {
-		c.touch(p)
+	if !p.dirty {
+		p.dirty = true
+		c.touch(p) // before p is let go: whoever finds it dirty relies on the next flush to know of it
 	}
 	return old, sound
 }
 
+// touch has the next flush write p.
 func (c *pages) touch(p *page) {
 	c.mu.Lock()
 	c.dirty[p.index] = p

@@ -68,20 +68,37 @@ func (s *Session) readBlocks(p []byte, first int64) (bad []int64, err error) {
 	n := int64(len(p)) / store.BlockSize
 	members := s.view.Load().members()
 	r := members[s.turn.Add(1)%uint64(len(members))]
-	var held []*page
-	var pagesErr error
-	failed := each([]*replica{r}, func(r *replica) error { return r.ReadBlocks(p, first) }, func() {
-		held, pagesErr = s.pin(first, n)
-	})
-	defer s.unpin(held)
-	if pagesErr != nil {
-		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, pagesErr)
+	held, err := s.readWithPages(r, p, first, n)
+	defer s.unpin(held.pages)
+	if err != nil {
+		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, err)
 	}
-	if len(failed) > 0 {
-		s.log.Warn("read failed, trying another replica", "volume", s.id, "cause", failed.err())
+	if held.failed != nil {
+		s.log.Warn("read failed, trying another replica", "volume", s.id, "cause", held.failed)
 		return blockRange(first, n), nil
 	}
-	return s.mismatches(p, first, held), nil
+	return s.mismatches(p, first, held.pages), nil
+}
+
+// pagesAndData is the outcome of reading blocks: their pages, pinned, and why the data could not be read.
+type pagesAndData struct {
+	pages  []*page
+	failed error
+}
+
+// readWithPages reads blocks from r, and meanwhile their entries where they are not in memory.
+func (s *Session) readWithPages(r *replica, p []byte, first, n int64) (got pagesAndData, err error) {
+	if got.pages = s.pages.cached(pagesOf(first, n)); got.pages != nil {
+		got.failed = r.ReadBlocks(p, first)
+		return got, nil
+	}
+	failed := together([]*replica{r}, func(t *store.Transfers, r *replica) { t.ReadBlocks(r.Replica, p, first) }, func() {
+		got.pages, err = s.pin(first, n)
+	})
+	if len(failed) > 0 {
+		got.failed = failed.err()
+	}
+	return got, err
 }
 
 func (s *Session) mismatches(p []byte, first int64, held []*page) (bad []int64) {

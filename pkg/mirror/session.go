@@ -152,6 +152,15 @@ func (f failures) set() (s quorum.Set) {
 	return s
 }
 
+// spared are those of the replicas that did not fail.
+func (f failures) spared(replicas []*replica) []*replica {
+	if len(f) == 0 {
+		return replicas
+	}
+	gone := f.set()
+	return slices.DeleteFunc(slices.Clone(replicas), func(r *replica) bool { return gone.Has(r.index) })
+}
+
 // harmless says that every failure left its replica as it was.
 func (f failures) harmless() bool {
 	return !slices.ContainsFunc(f, func(x failure) bool { return !errors.Is(x.err, syscall.ENOSPC) })
@@ -187,6 +196,23 @@ func each(replicas []*replica, do func(*replica) error, meanwhile func()) failur
 		}
 	}
 	return out
+}
+
+// together makes transfers on all replicas at once, and meanwhile runs the function, and returns who failed. It is each
+// without goroutines, which cost more than the transfers.
+func together(replicas []*replica, add func(*store.Transfers, *replica), meanwhile func()) (failed failures) {
+	t := store.NewTransfers()
+	defer t.Free()
+	for _, r := range replicas {
+		add(t, r)
+	}
+	t.Do(meanwhile)
+	for _, r := range replicas {
+		if err := t.Err(r.Replica); err != nil {
+			failed = append(failed, failure{r, err})
+		}
+	}
+	return failed
 }
 
 // group lets many callers share one run: a caller gets the result of a run that began after its call.

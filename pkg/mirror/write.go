@@ -11,9 +11,6 @@ import (
 	"github.com/belay-storage/belay/pkg/vfs"
 )
 
-// dirtyPagesMax bounds the entries that wait for a flush: at 128 blocks a page they are 16 MiB of memory.
-const dirtyPagesMax = 4096
-
 // WriteAt implements device.Backend: when it returns without error every member has the data, not yet on stable media.
 func (s *Session) WriteAt(p []byte, off int64) error {
 	s.touch()
@@ -82,15 +79,17 @@ func (s *Session) untouched(first, _ int64) (bool, error) {
 	return true, nil
 }
 
-// mutation is a change of a range of blocks: what to do on a replica, and what each block's checksum is afterwards.
+// mutation is a change of a range of blocks: how to make it on replicas, and what each block's checksum is afterwards.
 type mutation struct {
-	apply func(*replica) error
+	apply func(replicas []*replica, meanwhile func()) failures
 	hash  func(i int64) digest.Hash // of the i-th block of the range
 }
 
 func (s *Session) writing(p []byte, first int64) mutation {
 	return mutation{
-		apply: func(r *replica) error { return r.WriteBlocks(p, first) },
+		apply: func(replicas []*replica, meanwhile func()) failures {
+			return together(replicas, func(t *store.Transfers, r *replica) { t.WriteBlocks(r.Replica, p, first) }, meanwhile)
+		},
 		hash: func(i int64) digest.Hash {
 			return s.hash.Block(first+i, p[i*store.BlockSize:(i+1)*store.BlockSize])
 		},
@@ -99,8 +98,10 @@ func (s *Session) writing(p []byte, first int64) mutation {
 
 func (s *Session) zeroing(first, n int64) mutation {
 	return mutation{
-		apply: func(r *replica) error { return r.PunchBlocks(first, n) },
-		hash:  func(int64) digest.Hash { return digest.Hash{} },
+		apply: func(replicas []*replica, meanwhile func()) failures {
+			return each(replicas, func(r *replica) error { return r.PunchBlocks(first, n) }, meanwhile)
+		},
+		hash: func(int64) digest.Hash { return digest.Hash{} },
 	}
 }
 
@@ -110,8 +111,8 @@ func (s *Session) change(first, n int64, m mutation) error {
 	if len(failed) > 0 && err == nil {
 		err = s.exclude(failed)
 	}
-	if err == nil && s.pages.dirtyCount() > dirtyPagesMax {
-		err = s.writeBack()
+	if err == nil {
+		err = s.bound()
 	}
 	return err
 }
@@ -131,7 +132,7 @@ func (s *Session) changeOnce(first, n int64, m mutation) (failures, error) {
 	entries := make([]digest.Hash, n)
 	var held []*page
 	var pagesErr error
-	failed = append(failed, each(v.writers(), m.apply, func() {
+	failed = append(failed, m.apply(v.writers(), func() {
 		held, pagesErr = s.pin(first, n)
 		for i := range entries {
 			entries[i] = m.hash(int64(i))
@@ -178,7 +179,7 @@ func (s *Session) record(held []*page, first int64, hashes []digest.Hash) {
 
 // pin returns the pages of the range, in order.
 func (s *Session) pin(first, n int64) ([]*page, error) {
-	from, to := first/store.EntriesPerPage, (first+n-1)/store.EntriesPerPage
+	from, to := pagesOf(first, n)
 	held := make([]*page, 0, to-from+1)
 	for i := from; i <= to; i++ {
 		p, err := s.pages.get(i)
@@ -188,6 +189,11 @@ func (s *Session) pin(first, n int64) ([]*page, error) {
 		held = append(held, p)
 	}
 	return held, nil
+}
+
+// pagesOf returns the first and the last page that hold entries of the blocks.
+func pagesOf(first, n int64) (from, to int64) {
+	return first / store.EntriesPerPage, (first + n - 1) / store.EntriesPerPage
 }
 
 func (s *Session) unpin(held []*page) {
