@@ -136,6 +136,8 @@ func comparisonText(v admin.Verification) string {
 		return fmt.Sprintf("equal to the newest receipt: %s, %s, digest %s", v.Receipt.Kind, v.Receipt.At.Local().Format(time.DateTime), shortDigest(v.Receipt.Expected.Sum.String()))
 	case admin.Differs:
 		return fmt.Sprintf("DIFFERS from the newest receipt: %s, %s, digest %s", v.Receipt.Kind, v.Receipt.At.Local().Format(time.DateTime), shortDigest(v.Receipt.Expected.Sum.String()))
+	case admin.Grown:
+		return "the volume has grown since its newest receipt; the replicas hold what the seal says"
 	case admin.Since:
 		return "not compared with the newest receipt: a writer has attached since, so that it no longer tells the content"
 	case admin.Unreadable:

@@ -1,10 +1,12 @@
 // Package admin is what operators can ask a running `belay serve`: its volumes, their receipts, a verification, and why a volume is held.
 //
-// It is one small API over a local socket, asked by the command line and later by the console; it decides nothing itself.
+// It is one small API over a local socket, asked by the command line and later by the console; it decides nothing itself, and passes an operator's
+// override on to the gate.
 package admin
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/detach"
@@ -23,7 +25,20 @@ const (
 	methodReceipts = "receipts"
 	methodVerify   = "verify"
 	methodWhy      = "why"
+	methodFence    = "fence"
 )
+
+// Codes name the errors that keep their identity between server and client: those of the engine and of the gate.
+var Codes = codes()
+
+func codes() map[string]error {
+	all := maps.Clone(engine.Codes)
+	maps.Copy(all, map[string]error{
+		"held": detach.ErrHeld, "in-progress": detach.ErrInProgress, "node-silent": detach.ErrNodeSilent, "data-loss": detach.ErrDataLoss,
+		"override": detach.ErrOverride, "journal": detach.ErrJournal,
+	})
+	return all
+}
 
 // About says who answers.
 type About struct {
@@ -70,6 +85,7 @@ const (
 	NoReceipt  Comparison = "no receipt"    // none is in force
 	Equal      Comparison = "equal"         // every replica holds what the receipt says
 	Differs    Comparison = "differs"       // a replica does not, though nobody attached since
+	Grown      Comparison = "grown since"   // expanded since, by zeros; every replica holds what its seal says
 	Since      Comparison = "written since" // a writer attached after the receipt, so that it no longer tells the content
 	Unreadable Comparison = "unreadable"    // the receipt is not believed: see Verification.ReceiptError
 )
@@ -100,6 +116,7 @@ type Control interface {
 // Gate is what is asked of the gate.
 type Gate interface {
 	Why(ctx context.Context, id volume.ID) (detach.Report, error)
+	Override(ctx context.Context, o detach.Override) error
 }
 
 // Book is what is asked of the receipt book.
@@ -110,6 +127,14 @@ type Book interface {
 
 type named struct {
 	Volume string `json:"volume"` // ID or the orchestrator's name
+}
+
+// fencing is an override of a volume that is named as people do.
+type fencing struct {
+	Volume string       `json:"volume"`
+	Epoch  volume.Epoch `json:"epoch"`
+	Reason string       `json:"reason"`
+	Actor  string       `json:"actor"`
 }
 
 type none struct{}

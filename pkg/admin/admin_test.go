@@ -49,6 +49,14 @@ type fakeGate func(id volume.ID) (detach.Report, error)
 
 func (g fakeGate) Why(_ context.Context, id volume.ID) (detach.Report, error) { return g(id) }
 
+// Override knows one attachment, of epoch 3.
+func (g fakeGate) Override(_ context.Context, o detach.Override) error {
+	if o.Volume != "pvc-1" || o.Epoch != 3 || o.Reason != "it burns" || o.Actor != "ann" {
+		return fmt.Errorf("%w: %+v", detach.ErrOverride, o)
+	}
+	return nil
+}
+
 var sum = engine.Digest{Algorithm: "test", Scope: "full", Bytes: volume.GiB, Sum: engine.HexBytes("content")}
 
 func newBook(t *testing.T) *receipt.Book {
@@ -184,6 +192,13 @@ func TestReceiptsShowEveryBreak(t *testing.T) {
 	}
 }
 
+// grow is an expansion after the receipt: the digests are of the new size.
+func grow(v *engine.Verification) {
+	v.Size *= 2
+	v.Expected.Bytes *= 2
+	v.Evidence[0].Digest.Bytes *= 2
+}
+
 func TestVerifyComparesWithTheNewestReceipt(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*fakeEngine, *engine.Verification)
@@ -198,6 +213,11 @@ func TestVerifyComparesWithTheNewestReceipt(t *testing.T) {
 		}, NoReceipt, true},
 		"cut off": {func(e *fakeEngine, _ *engine.Verification) { e.receipts["pvc-1"] = nil }, Unreadable, false},
 		"differs": {func(_ *fakeEngine, v *engine.Verification) { v.Evidence[0].Digest.Sum = engine.HexBytes("other") }, Differs, false},
+		"grown":   {func(_ *fakeEngine, v *engine.Verification) { grow(v) }, Grown, true},
+		"grown and differs": {func(_ *fakeEngine, v *engine.Verification) {
+			grow(v)
+			v.Evidence[0].Digest.Sum = engine.HexBytes("other")
+		}, Differs, false},
 		"finding": {func(_ *fakeEngine, v *engine.Verification) { v.Findings = []engine.Finding{{Replica: "a"}} }, Equal, false},
 		"mended":  {func(_ *fakeEngine, v *engine.Verification) { v.Repairs = []engine.Repair{{From: "a"}} }, Equal, false},
 	} {
@@ -216,5 +236,23 @@ func TestVerifyComparesWithTheNewestReceipt(t *testing.T) {
 				t.Errorf("%s clean=%v progressed=%v: %v", v.Comparison, v.Clean(), progressed, err)
 			}
 		})
+	}
+}
+
+func TestFencePassesTheOverrideOnAndReturnsItsReceipt(t *testing.T) {
+	e, b := sealed(t)
+	c := serve(t, e, b, fakeGate(nil))
+	o := detach.Override{Epoch: 3, Reason: "it burns", Actor: "ann"}
+	if r, err := c.Fence(t.Context(), "data of Ann", o); err != nil || r.Writer != 3 { // the fake knows the ID only
+		t.Errorf("%+v %v", r, err)
+	}
+	o.Epoch = 2
+	if _, err := c.Fence(t.Context(), "pvc-1", o); !errors.Is(err, detach.ErrOverride) {
+		t.Errorf("another epoch: %v", err)
+	}
+	e.volumes[0].Head = nil
+	o.Epoch = 3
+	if _, err := c.Fence(t.Context(), "pvc-1", o); err == nil || !strings.Contains(err.Error(), "no receipt is in force") {
+		t.Errorf("no receipt: %v", err)
 	}
 }

@@ -5,16 +5,17 @@ import (
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // Client asks a running `belay serve`. Volumes are named by their ID or the orchestrator's name. Errors wrap those of
-// pkg/engine and pkg/wire; wire.ErrNotRunning says that nobody serves there.
+// pkg/engine, pkg/detach and pkg/wire; wire.ErrNotRunning says that nobody serves there.
 type Client struct{ wire *wire.Client }
 
 // NewClient returns a client of the server at the socket.
 func NewClient(socket string) *Client {
-	c := wire.NewClient(socket, engine.Codes)
+	c := wire.NewClient(socket, Codes)
 	c.Peer = "belay serve"
 	return &Client{wire: c}
 }
@@ -42,4 +43,11 @@ func (c *Client) Verify(ctx context.Context, volume string, progress func(engine
 // Why tells what holds the volume, who said what, and what to do next.
 func (c *Client) Why(ctx context.Context, volume string) (detach.Report, error) {
 	return wire.Call[detach.Report, none](ctx, c.wire, methodWhy, named{volume}, nil)
+}
+
+// Fence overrides the gate: it shuts out every writer of the volume's open attachment, which epoch must name, alive or not, and
+// returns the forced receipt that is in force then. What the writer had not synced may be gone. detach.ErrOverride where there
+// is nothing to override or o does not apply; engine.ErrUnavailable where too few replicas answer.
+func (c *Client) Fence(ctx context.Context, volume string, o detach.Override) (receipt.Receipt, error) {
+	return wire.Call[receipt.Receipt, none](ctx, c.wire, methodFence, fencing{Volume: volume, Epoch: o.Epoch, Reason: o.Reason, Actor: o.Actor}, nil)
 }

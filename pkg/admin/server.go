@@ -28,12 +28,13 @@ type server struct{ Config }
 
 // NewServer returns a server for the API; wire.Listen makes the socket that it serves.
 func NewServer(c Config) *wire.Server {
-	s, w := server{c}, wire.NewServer(engine.Codes, c.Log)
+	s, w := server{c}, wire.NewServer(Codes, c.Log)
 	wire.Handle(w, methodAbout, func(context.Context, none, func(none)) (About, error) { return c.About, nil })
 	wire.Handle(w, methodVolumes, s.volumes)
 	wire.Handle(w, methodReceipts, s.receipts)
 	wire.Handle(w, methodVerify, s.verify)
 	wire.Handle(w, methodWhy, s.why)
+	wire.Handle(w, methodFence, s.fence)
 	return w
 }
 
@@ -129,7 +130,8 @@ func (s server) verify(ctx context.Context, n named, progress func(engine.Progre
 	}, nil
 }
 
-// compare says how what was read stands to the newest receipt. A receipt tells the content only until the next writer attaches.
+// compare says how what was read stands to the newest receipt. A receipt tells the content only until the next writer
+// attaches. Digests of two sizes do not compare: of a volume that has grown, the engine's own seal tells the content.
 func compare(v engine.Volume, found engine.Verification, r *receipt.Receipt, receiptErr error) Comparison {
 	switch {
 	case receiptErr != nil:
@@ -138,13 +140,20 @@ func compare(v engine.Volume, found engine.Verification, r *receipt.Receipt, rec
 		return NoReceipt
 	case !v.Sealed || !found.Sealed || v.Writer > r.Writer:
 		return Since
+	case found.Size > r.Size:
+		return held(found.Evidence, found.Expected, Grown)
 	}
-	for _, e := range found.Evidence {
-		if e.Error == "" && e.State == engine.InSync && !e.Digest.Equal(r.Expected) {
+	return held(found.Evidence, r.Expected, Equal)
+}
+
+// held is same where every replica in sync holds that content.
+func held(by []engine.Evidence, content engine.Digest, same Comparison) Comparison {
+	for _, e := range by {
+		if e.Error == "" && e.State == engine.InSync && !e.Digest.Equal(content) {
 			return Differs
 		}
 	}
-	return Equal
+	return same
 }
 
 func (s server) why(ctx context.Context, n named, _ func(none)) (detach.Report, error) {
@@ -153,6 +162,27 @@ func (s server) why(ctx context.Context, n named, _ func(none)) (detach.Report, 
 		return detach.Report{}, err
 	}
 	return s.Gate.Why(ctx, v.ID)
+}
+
+func (s server) fence(ctx context.Context, f fencing, _ func(none)) (receipt.Receipt, error) {
+	v, err := s.resolve(ctx, f.Volume)
+	if err != nil {
+		return receipt.Receipt{}, err
+	}
+	if err := s.Gate.Override(ctx, detach.Override{Volume: v.ID, Epoch: f.Epoch, Reason: f.Reason, Actor: f.Actor}); err != nil {
+		return receipt.Receipt{}, err
+	}
+	if v, err = s.Control.Get(ctx, v.ID); err != nil {
+		return receipt.Receipt{}, err
+	}
+	r, err := s.newest(ctx, v)
+	if err == nil && r == nil {
+		err = fmt.Errorf("volume %s: the override was taken, and no receipt is in force", v.ID)
+	}
+	if err != nil {
+		return receipt.Receipt{}, err
+	}
+	return *r, nil
 }
 
 func text(err error) string {
