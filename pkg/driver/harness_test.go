@@ -332,7 +332,7 @@ func (p *plugin) create(name string, mib int64, c *csi.VolumeCapability) *stay {
 	must(p.t, os.Mkdir(s.staging, 0o750))
 	p.t.Cleanup(func() { // before the directories go: their removal must not reach into a mount
 		for _, path := range []string{s.target, s.staging} {
-			for unix.Unmount(path, 0) == nil {
+			for unix.Unmount(path, unix.MNT_DETACH) == nil { // the mounter keeps a descriptor
 			}
 		}
 	})

@@ -2,10 +2,7 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -91,8 +88,8 @@ func (d *Driver) shownAt(ctx context.Context, rawID, path string) (detach.Entry,
 	case path != e.Staging && !slices.ContainsFunc(e.Targets, func(t detach.Target) bool { return t.Path == path }):
 		return e, answer(codes.NotFound, "volume %s: neither staged nor published at %q", id, path)
 	}
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return e, answer(codes.NotFound, "volume %s: %q does not exist", id, path)
+	if err := d.carries(path, e); err != nil {
+		return e, answer(codes.NotFound, "volume %s: %v", id, err)
 	}
 	return e, nil
 }

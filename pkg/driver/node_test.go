@@ -446,3 +446,71 @@ func TestExpand(t *testing.T) {
 		s.leave()
 	}
 }
+
+// Where somebody took the mount away, a workload must not get the machine's own disk in its place.
+func TestMountTakenAway(t *testing.T) {
+	root(t)
+	p := start(t)
+	s := p.create("data", 64, asMount("ext4", writer)).publish()
+	must(t, s.stage())
+	must(t, s.show())
+	must(t, unix.Unmount(s.target, 0))
+	_, err := p.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: s.id, VolumePath: s.target})
+	wants(t, err, codes.NotFound, s.id, s.target)
+	must(t, s.show()) // the same again mends it
+	must(t, s.hide())
+	must(t, unix.Unmount(s.staging, unix.MNT_DETACH)) // this process keeps a descriptor
+	wants(t, s.show(), codes.FailedPrecondition, s.id, s.staging, "not mounted")
+	if _, err := os.Lstat(s.target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("target: %v", err)
+	}
+	must(t, s.stage())
+	must(t, s.show())
+	s.leave()
+}
+
+// failing puts a program of that name before all others that fails, until the returned function is called.
+func failing(t *testing.T, name string) func() {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho broken tool >&2\nexit 1\n"), 0o755))
+	before := os.Getenv("PATH")
+	t.Setenv("PATH", dir+":"+before)
+	return func() { t.Setenv("PATH", before) }
+}
+
+func TestToolsThatFail(t *testing.T) {
+	root(t)
+	p := start(t)
+	s := p.create("data", 64, asMount("ext4", writer)).publish()
+	mend := failing(t, "mkfs.ext4")
+	wants(t, s.stage(), codes.Internal, s.id, "broken tool")
+	if v, err := p.engine.Get(t.Context(), volume.ID(s.id)); err != nil || v.Format.Stage != engine.Formatting {
+		t.Errorf("format: %+v, %v", v.Format, err)
+	}
+	mend()
+	mend = failing(t, "mount")
+	wants(t, s.stage(), codes.Internal, s.id, "broken tool")
+	mend()
+	must(t, s.stage())
+	mend = failing(t, "mount")
+	wants(t, s.show(), codes.Internal, s.id, s.target, "broken tool")
+	mend()
+	if _, err := os.Lstat(s.target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a bind that failed left its target: %v", err)
+	}
+	if e, _, err := p.agent.Entry(volume.ID(s.id)); err != nil || len(e.Targets) > 0 {
+		t.Errorf("targets: %v, %v", e.Targets, err)
+	}
+	must(t, s.show())
+	must(t, s.hide())
+	must(t, s.unstage())
+	p.loops.unclean[volume.ID(s.id)] = true
+	mend = failing(t, "e2fsck") // no check, no mount: damage must not be passed over
+	must(t, s.unpublish())
+	s.publish()
+	wants(t, s.stage(), codes.Internal, s.id, "broken tool")
+	mend()
+	must(t, s.stage())
+	must(t, s.unstage())
+}

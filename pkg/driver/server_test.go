@@ -44,6 +44,30 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+func TestCapabilities(t *testing.T) {
+	p := start(t)
+	c, err := p.ControllerGetCapabilities(t.Context(), &csi.ControllerGetCapabilitiesRequest{})
+	must(t, err)
+	var got []string
+	for _, x := range c.GetCapabilities() {
+		got = append(got, x.GetRpc().GetType().String())
+	}
+	slices.Sort(got)
+	if want := "CREATE_DELETE_VOLUME EXPAND_VOLUME GET_CAPACITY GET_VOLUME LIST_VOLUMES LIST_VOLUMES_PUBLISHED_NODES PUBLISH_READONLY PUBLISH_UNPUBLISH_VOLUME SINGLE_NODE_MULTI_WRITER"; strings.Join(got, " ") != want {
+		t.Errorf("controller: %v", got)
+	}
+	n, err := p.NodeGetCapabilities(t.Context(), &csi.NodeGetCapabilitiesRequest{})
+	must(t, err)
+	got = nil
+	for _, x := range n.GetCapabilities() {
+		got = append(got, x.GetRpc().GetType().String())
+	}
+	slices.Sort(got)
+	if want := "EXPAND_VOLUME GET_VOLUME_STATS SINGLE_NODE_MULTI_WRITER STAGE_UNSTAGE_VOLUME"; strings.Join(got, " ") != want {
+		t.Errorf("node: %v", got)
+	}
+}
+
 // Every call that is declared is served, and none that is not.
 func TestDeclaredIsServed(t *testing.T) {
 	p := start(t)

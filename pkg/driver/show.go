@@ -91,6 +91,8 @@ func (d *Driver) staged(ctx context.Context, p publication) (detach.Entry, error
 			return e, err
 		}
 		return e, refused("it is not staged on this node")
+	case e.Phase == detach.Unstaging:
+		return e, fmt.Errorf("%w: it is on its way off this node", detach.ErrInProgress)
 	case e.Phase != detach.Staged:
 		return e, refused("it is not staged on this node: it is %s", e.Phase)
 	case e.Staging != p.staging:
@@ -103,7 +105,23 @@ func (d *Driver) staged(ctx context.Context, p publication) (detach.Entry, error
 	if _, err := d.Engine.Attached(ctx, p.id); err != nil {
 		return e, deviceGone(err)
 	}
-	return e, nil
+	return e, d.carries(e.Staging, e)
+}
+
+// carries answers FAILED_PRECONDITION unless the volume is shown at path. Whatever took the mount away, what is beneath
+// it is the machine's own disk, and no workload must write there.
+func (d *Driver) carries(path string, e detach.Entry) error {
+	if e.Access == detach.Block && path == e.Staging {
+		return nil
+	}
+	on, mounted, err := d.Mounter.At(path)
+	switch {
+	case err != nil:
+		return refused("%s: %v", path, err)
+	case !mounted || !on.Shows(e.Device):
+		return refused("it is not mounted at %s any more, though nobody unpublished or unstaged it; do that, and begin anew", path)
+	}
+	return nil
 }
 
 // deviceGone words what Attached says of a volume that the journal has as staged.

@@ -50,8 +50,8 @@ func fsck(fsType, device string) ([]string, error) {
 // foundDamage says that the exit code means a finding and not that the tool could not work.
 func foundDamage(fsType string, code int) bool {
 	if fsType == "ext4" {
-		const operational = 8 // and above: usage, cancelled, library
-		return code > 0 && code < operational
+		const uncorrected, operational = 4, 8 // and above: usage, cancelled, library
+		return code&uncorrected != 0 && code < operational
 	}
 	return code == 1
 }

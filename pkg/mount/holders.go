@@ -44,7 +44,7 @@ func (h Holder) String() string {
 }
 
 // Held returns all that holds the device. An empty list is a proof that nothing does: no mount in any namespace of any
-// process, no superblock or journal in the kernel, no device above it, no foreign process with it open, and an exclusive
+// process, no superblock or journal in the kernel, no device above it (loop devices included), no foreign process with it open, and an exclusive
 // open succeeded. Where one of these could not be asked it is an error, with one exception: a process that this one may
 // not look into (it has more capabilities) is passed over. Its mounts and files are still found by the kernel's lists;
 // a bare descriptor of the device is not, and it is the engine's barrier that stops its writes.
@@ -54,7 +54,7 @@ func (m *Mounter) Held(ctx context.Context, device string) ([]Holder, error) {
 		return nil, fmt.Errorf("who holds %s: %w", device, err)
 	}
 	p := m.probe(dev)
-	for _, ask := range []func() error{p.mounts, p.kernel, p.processes, func() error { return p.claim(device) }} {
+	for _, ask := range []func() error{p.mounts, p.kernel, p.above, p.processes, func() error { return p.claim(device) }} {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("who holds %s: %w", device, err)
 		}

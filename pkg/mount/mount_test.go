@@ -313,6 +313,21 @@ func TestHeldByDeviceAbove(t *testing.T) {
 	must(t, unix.Close(fd))
 }
 
+// A loop device on the device is in none of the kernel's lists of holders.
+func TestHeldByLoopAbove(t *testing.T) {
+	m, device := newMounter(t), loop(t, 16)
+	above := sh(t, "losetup", "-f", "--show", device)
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", above).Run() })
+	held, err := m.Held(t.Context(), device)
+	if err != nil || !slices.Contains(held, Holder{Kind: HeldByDevice, Name: above}) {
+		t.Errorf("held: %v, %v", held, err)
+	}
+	sh(t, "losetup", "-d", above)
+	if held, err := m.Held(t.Context(), device); err != nil || len(held) != 0 {
+		t.Errorf("held after it is gone: %v, %v", held, err)
+	}
+}
+
 func eventually(t *testing.T, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
