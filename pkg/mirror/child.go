@@ -36,13 +36,14 @@ func RunEngine(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logge
 		io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
 		close(orphaned)
 	}()
-	s, err := openOrdered(ctx, o, say, log)
+	count := newCounter()
+	s, err := openOrdered(ctx, o, say, count, log)
 	if err != nil {
 		say(word{Code: codeOf(err), Error: err.Error()})
 		return err
 	}
 	defer s.Close()
-	return serve(ctx, s, o, say, orphaned, log)
+	return serve(ctx, s, o, say, count, orphaned, log)
 }
 
 func speaker(out io.Writer) func(word) {
@@ -64,7 +65,7 @@ func codeOf(err error) string {
 	return ""
 }
 
-func openOrdered(ctx context.Context, o order, say func(word), log *slog.Logger) (*Session, error) {
+func openOrdered(ctx context.Context, o order, say func(word), count *counter, log *slog.Logger) (*Session, error) {
 	fsys := vfs.OS()
 	var installation, boot quorum.UUID
 	if err := errors.Join(installation.UnmarshalText([]byte(o.Installation)), boot.UnmarshalText([]byte(o.Boot))); err != nil {
@@ -80,14 +81,14 @@ func openOrdered(ctx context.Context, o order, say func(word), log *slog.Logger)
 		dirs = append(dirs, d)
 	}
 	return Open(ctx, OpenConfig{
-		ID: o.Volume, Stores: dirs, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log,
+		ID: o.Volume, Stores: dirs, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(),
 		Holder:   holderText("engine", string(o.Node), o.Volume, os.Getpid()),
 		Progress: func(p engine.Progress) { say(word{Progress: &p}) },
 	})
 }
 
 // serve answers the device and the parent until the parent is gone.
-func serve(ctx context.Context, s *Session, o order, say func(word), orphaned <-chan struct{}, log *slog.Logger) error {
+func serve(ctx context.Context, s *Session, o order, say func(word), count *counter, orphaned <-chan struct{}, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l, err := wire.Listen(o.Socket)
@@ -98,7 +99,7 @@ func serve(ctx context.Context, s *Session, o order, say func(word), orphaned <-
 	defer l.Close()
 	blockSize := s.super.LogicalBlockSize
 	ends := make(chan error, 2)
-	go func() { ends <- methods(s, log).Serve(ctx, l) }()
+	go func() { ends <- methods(s, count, log).Serve(ctx, l) }()
 	channel := os.NewFile(channelFD, "device")
 	go func() {
 		ends <- device.Serve(ctx, channel, s, device.ServeOptions{Name: string(o.Volume), BlockSize: blockSize, Log: log})
@@ -116,9 +117,13 @@ func serve(ctx context.Context, s *Session, o order, say func(word), orphaned <-
 }
 
 // methods are what the parent can ask.
-func methods(s *Session, log *slog.Logger) *wire.Server {
+func methods(s *Session, count *counter, log *slog.Logger) *wire.Server {
 	server := wire.NewServer(engine.Codes, log)
 	wire.Handle(server, "status", func(context.Context, nothing, func(engine.Progress)) (status, error) { return s.status(), nil })
+	wire.Handle(server, "tally", func(ctx context.Context, _ nothing, report func(tally)) (nothing, error) {
+		count.follow(ctx, report)
+		return nothing{}, nil
+	})
 	wire.Handle(server, "stop", func(context.Context, nothing, func(engine.Progress)) (nothing, error) { return nothing{}, s.Stop() })
 	wire.Handle(server, "evidence", func(ctx context.Context, _ nothing, report func(engine.Progress)) (engine.Barrier, error) {
 		return s.Evidence(ctx, report)

@@ -50,6 +50,7 @@ func (e *Engine) attach(ctx context.Context, h *handle, a volume.Attachment, rep
 	}
 	h.setProcess(p)
 	e.Events.engine(a.Volume, true)
+	go p.relay(e.Events) // after the line above: an engine is up before it counts
 	return e.Attached(ctx, a.Volume)
 }
 

@@ -28,6 +28,7 @@ type process struct {
 	unclean    bool
 	cmd        *exec.Cmd
 	alive      io.WriteCloser // the process ends when this does
+	socket     string         // where it answers
 	client     *wire.Client
 	export     device.Export
 	ended      chan struct{} // closed when the process is dead
@@ -95,7 +96,7 @@ func (p *process) spawn(e *Engine, a volume.Attachment, report func(engine.Progr
 	for _, d := range e.stores.present() {
 		o.Stores = append(o.Stores, d.Path())
 	}
-	p.client = wire.NewClient(socket, engine.Codes)
+	p.socket, p.client = socket, wire.NewClient(socket, engine.Codes)
 	p.cmd = exec.Command(e.Executable, "engine")
 	p.cmd.Args = append(p.cmd.Args, string(a.Volume)) // for people who list processes
 	p.cmd.Stderr = os.Stderr
@@ -162,6 +163,7 @@ func (e *remoteError) Unwrap() error { return e.class }
 func (p *process) reap(e *Engine) {
 	err := p.cmd.Wait()
 	p.export.Abandon()
+	os.Remove(p.socket) //nolint:errcheck // one that was killed could not; the next start would replace it anyway
 	close(p.ended)
 	e.Events.engine(p.volume, false)
 	e.Log.Info("engine process ended", "volume", p.volume, "epoch", p.writer, "cause", err)
