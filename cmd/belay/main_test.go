@@ -48,6 +48,13 @@ func (f *fakeServer) Verify(_ context.Context, _ volume.ID, progress func(engine
 	return f.found, nil
 }
 
+func (f *fakeServer) Override(_ context.Context, o detach.Override) error {
+	if o.Volume != "pvc-1" || o.Epoch != 2 || o.Reason != "it burns" || o.Actor == "" {
+		return fmt.Errorf("%w: %+v", detach.ErrOverride, o)
+	}
+	return nil
+}
+
 func (f *fakeServer) Why(context.Context, volume.ID) (detach.Report, error) { return f.report, nil }
 
 var digest = engine.Digest{Algorithm: "test", Scope: "full", Bytes: volume.GiB, Sum: engine.HexBytes("the content of it")}
@@ -127,6 +134,9 @@ func TestExitCodesOfUsage(t *testing.T) {
 		{"why", exitUsage, "name one volume"},
 		{"why a b", exitUsage, "name one volume"},
 		{"receipts", exitUsage, "belay receipts --help"},
+		{"fence a", exitUsage, "--epoch"},
+		{"fence a --epoch 3", exitUsage, "--reason"},
+		{"fence a --epoch x --reason y", exitUsage, "epoch"},
 		{"serve", exitUsage, "--store"},
 		{"serve extra", exitUsage, "extra"},
 		{"volumes --socket " + none, exitFailed, "belay serve is not running"},
@@ -259,6 +269,17 @@ func TestWhyAndUnknown(t *testing.T) {
 	}
 	if code, _, errOut := belay(t, "why", "pvc-2", "--socket", socket); code != exitFailed || !strings.Contains(errOut, "pvc-2") || !strings.Contains(errOut, "not found") {
 		t.Errorf("unknown: exit %d %s", code, errOut)
+	}
+}
+
+func TestFence(t *testing.T) {
+	f, book := newFake(t)
+	socket := f.serve(t, book)
+	if code, out, errOut := belay(t, "fence", "data of Ann", "--epoch", "2", "--reason", "it burns", "--socket", socket); code != exitOK || !strings.Contains(out, "attachment epoch 2") {
+		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+	if code, _, errOut := belay(t, "fence", "pvc-1", "--epoch", "1", "--reason", "it burns", "--socket", socket); code != exitFailed || !strings.Contains(errOut, "does not apply") {
+		t.Errorf("another epoch: exit %d %s", code, errOut)
 	}
 }
 

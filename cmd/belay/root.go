@@ -52,9 +52,10 @@ func newRoot() *cobra.Command {
 		addShared(verb, o)
 		root.AddCommand(verb)
 	}
-	v := newVersion(o)
-	addShared(v, o)
-	root.AddCommand(v)
+	for _, other := range []*cobra.Command{newFence(o), newVersion(o)} {
+		addShared(other, o)
+		root.AddCommand(other)
+	}
 	return root
 }
 

@@ -52,7 +52,7 @@ func run(ctx context.Context, binary, where string) (err error) {
 		if err != nil {
 			s.quote("the server's log ends with\n" + w.LogEnd())
 		}
-		_ = s.check("nothing is left behind: no mount, device, process or stage", w.cleanUp(quarantined()...))
+		_ = s.check("nothing is left behind: no mount, device, process or stage", w.Close())
 		err = errors.Join(err, s.end())
 	}()
 	for _, chapter := range story {

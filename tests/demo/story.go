@@ -26,18 +26,9 @@ const (
 // The volume that the story is about, and what is in it.
 var (
 	main1 *orchestrator.Volume
-	lost  *orchestrator.Volume // the one that cannot be let go of
-	sum   string               // of the 256 MiB
-	fresh string               // of the 8 MiB written later
+	sum   string // of the 256 MiB
+	fresh string // of the 8 MiB written later
 )
-
-// quarantined are the volumes that a person has to decide about.
-func quarantined() []*orchestrator.Volume {
-	if lost == nil {
-		return nil
-	}
-	return []*orchestrator.Volume{lost}
-}
 
 func disk(w *world, i int) string { return filepath.Base(w.Stores[i]) }
 
@@ -197,7 +188,8 @@ func oldFlip(ctx context.Context, s *script, w *world) error {
 	if err == nil && !ok {
 		err = errors.New("the block is not as it was written")
 	}
-	lines, err2 := w.metrics(`belay_detach_refused_total{reason="held"}`, `belay_receipts_total{kind="clean"}`, `belay_engine_up{volume="`+main1.ID+`"} 1`)
+	lines, err2 := w.metrics(`belay_detach_refused_total{reason="held"}`, `belay_receipts_total{kind="clean"}`, "belay_repaired_blocks_total 2",
+		`belay_engine_up{volume="`+main1.ID+`"} 1`, `belay_replicas_in_sync{volume="`+main1.ID+`"} 3`)
 	if err := s.check("the metrics have counted it", err2); err != nil {
 		return err
 	}
@@ -254,7 +246,6 @@ func storesGone(ctx context.Context, s *script, w *world) error {
 
 func noCopyWins(ctx context.Context, s *script, w *world) error {
 	c, err := w.create(ctx, "lost", 128*mib, map[string]string{"verify": "off"})
-	lost = c
 	if err := s.check("a volume of its own", errors.Join(err, c.Attach(ctx))); err != nil {
 		return err
 	}
@@ -284,7 +275,12 @@ func noCopyWins(ctx context.Context, s *script, w *world) error {
 		return err
 	}
 	s.quote(why.Because + "\nnext: " + why.Next)
-	return nil
+	text, err := w.ask(ctx, 0, "fence", c.ID, "--epoch", fmt.Sprint(why.Volume.Attachment.Epoch), "--reason", "the demo gives it up")
+	if err := s.check("a person decides: belay fence, with epoch and reason, leaves a forced receipt", errors.Join(err, wantText(text, "forced"))); err != nil {
+		return err
+	}
+	s.quote(text)
+	return s.check("NodeUnstage and ControllerUnpublish: OK; deleted", errors.Join(c.Unstage(ctx), c.ControllerUnpublish(ctx), c.Delete(ctx)))
 }
 
 func serverKilled(ctx context.Context, s *script, w *world) error {

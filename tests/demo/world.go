@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -44,16 +43,6 @@ func freeAddress() (string, error) {
 		return "", err
 	}
 	return l.Addr().String(), l.Close()
-}
-
-// cleanUp ends everything, and returns what was left although it should not be.
-func (w *world) cleanUp(abandoned ...*orchestrator.Volume) error {
-	err := w.Stop()
-	// A quarantined volume stays staged until a person decides. The story's person throws the installation away.
-	for _, v := range abandoned {
-		err = errors.Join(err, os.Remove(filepath.Join(w.State(), "stages", v.ID+".json")))
-	}
-	return errors.Join(err, w.Close())
 }
 
 // create provisions a volume with ext4.
