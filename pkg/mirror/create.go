@@ -23,8 +23,11 @@ const (
 	sizeMax = 15 * volume.TiB
 )
 
-// Create implements engine.Control. A volume comes into being when a majority of its stores has it; what an interrupted
-// Create left is replaced by the next one and swept at Start.
+// firstEpoch is the epoch of a volume's first configuration, whose step is 0.
+const firstEpoch = 1
+
+// Create implements engine.Control. A volume comes into being when a majority of its stores has it, and the next Create makes
+// the rest; what an interrupted one left at a minority is replaced by the next one and swept at Start.
 func (e *Engine) Create(ctx context.Context, spec engine.Spec) (engine.Volume, error) {
 	h := e.handle(spec.ID)
 	if err := h.lock(ctx); err != nil {
@@ -33,7 +36,10 @@ func (e *Engine) Create(ctx context.Context, spec engine.Spec) (engine.Volume, e
 	defer h.unlock()
 	existing, err := e.Get(ctx, spec.ID)
 	if err == nil {
-		return existing, sameSpec(existing, spec)
+		if err := sameSpec(existing, spec); err != nil {
+			return existing, err
+		}
+		return e.complete(ctx, existing)
 	}
 	if !errors.Is(err, engine.ErrNotFound) {
 		return engine.Volume{}, err
@@ -134,7 +140,7 @@ func plan(spec engine.Spec, l layout, dirs []*store.Dir) (sb store.Superblock, c
 		return sb, c, err
 	}
 	sb.Volume, sb.LogicalBlockSize, sb.Created = spec.ID, l.blockSize, time.Now().UTC()
-	c = quorum.Config{Epoch: 1, Members: quorum.All(len(dirs)), Size: spec.Size, Flags: quorum.Sealed | quorum.Clean}
+	c = quorum.Config{Epoch: firstEpoch, Members: quorum.All(len(dirs)), Size: spec.Size, Flags: quorum.Sealed | quorum.Clean}
 	for _, d := range dirs {
 		incarnation, err := store.NewUUID()
 		if err != nil {
@@ -226,7 +232,7 @@ func (e *Engine) finishRemovals() {
 		}
 		c, ok := f.candidate()
 		_, err := f.newest()
-		if ok && c.Epoch == 1 && c.Step == 0 && errors.Is(err, engine.ErrNotFound) && len(dirs) == len(e.Stores) {
+		if ok && c.Epoch == firstEpoch && c.Step == 0 && errors.Is(err, engine.ErrNotFound) && len(dirs) == len(e.Stores) {
 			e.Log.Info("removing a volume whose creation was cut short", "volume", id)
 			if err := unmake(id, dirs); err != nil {
 				e.Log.Warn("remains of an unfinished volume", "volume", id, "cause", err)
