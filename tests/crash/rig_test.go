@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,7 +75,7 @@ func newRig(t *testing.T) *rig {
 	r.random = rand.New(rand.NewPCG(r.seed, 0))
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("seed %d; the server's log ends with:\n%s", r.seed, m.LogEnd())
+			r.explain()
 		}
 		if err := m.Close(); err != nil {
 			t.Errorf("at the end: %v", err)
@@ -82,6 +83,15 @@ func newRig(t *testing.T) *rig {
 	})
 	r.start()
 	return r
+}
+
+// explain tells what a failure can be looked into with. BELAY_LOGS is a directory that keeps the whole log.
+func (r *rig) explain() {
+	r.Logf("seed %d; the server's log ends with:\n%s", r.seed, r.LogEnd())
+	if dir := os.Getenv("BELAY_LOGS"); dir != "" {
+		text, _ := os.ReadFile(filepath.Join(r.Dir, "serve.log"))
+		_ = os.WriteFile(filepath.Join(dir, r.Name()+".log"), text, 0o600)
+	}
 }
 
 func seed(t *testing.T) uint64 {
@@ -128,7 +138,17 @@ func (r *rig) do(what string, call func(context.Context) error) {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), callWithin)
 	defer cancel()
-	r.must(what, call(ctx))
+	err := call(ctx)
+	r.hung(ctx)
+	r.must(what, err)
+}
+
+// hung has a server that does not answer in time say where it waits, in its log, and ends it.
+func (r *rig) hung(ctx context.Context) {
+	if ctx.Err() != nil && r.PID() != 0 {
+		_ = syscall.Kill(r.PID(), syscall.SIGQUIT)
+		time.Sleep(time.Second) // for it to write
+	}
 }
 
 // eventually makes the call until it is answered OK, as the orchestrator does, and returns how often it was refused.
@@ -145,6 +165,7 @@ func (r *rig) eventually(what string, call func(context.Context) error) int {
 		refused++
 		select {
 		case <-ctx.Done():
+			r.hung(ctx)
 			r.Fatalf("%s: not answered OK within %v: %v", what, callWithin, err)
 		case <-time.After(100 * time.Millisecond):
 		}
@@ -222,7 +243,7 @@ func (r *rig) verify(v *orchestrator.Volume) {
 	var found admin.Verification
 	r.do("verify "+v.ID, func(ctx context.Context) error { return r.AskJSON(ctx, &found, "verify", v.ID) })
 	var err error
-	if !found.Clean() || found.Comparison != admin.Equal || len(found.Evidence) != len(r.Stores) {
+	if grown := found.Comparison == admin.Grown; !found.Clean() || found.Comparison != admin.Equal && !grown || len(found.Evidence) != len(r.Stores) {
 		err = fmt.Errorf("comparison %q, findings %v, repairs %v, unresolved %v", found.Comparison, found.Findings, found.Repairs, found.Unresolved)
 	}
 	for _, e := range found.Evidence {

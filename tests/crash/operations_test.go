@@ -1,0 +1,321 @@
+package crash
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/tests/orchestrator"
+)
+
+// operation is a call during which the server is killed.
+type operation struct {
+	name   string
+	window time.Duration // how long the call takes, about; corrected by what is seen
+	fstype string
+	before func(*victim)
+	call   func(*victim) func(context.Context) error
+	after  func(*victim) // what must hold once the repeated call is answered OK
+}
+
+// victim is the volume of one kill.
+type victim struct {
+	*rig
+	*orchestrator.Volume
+	spec orchestrator.Spec
+	text []byte // what was synced to its file; nil: nothing
+	room int64  // the size of its filesystem, before it grew
+}
+
+var operations = []operation{
+	{name: "CreateVolume", window: 80 * time.Millisecond, before: nothing, call: creating, after: isMade},
+	{name: "ControllerPublishVolume", window: 60 * time.Millisecond, before: made, after: worksThenLeaves,
+		call: func(v *victim) func(context.Context) error { return v.ControllerPublish }},
+	{name: "NodeStageVolume, first", window: 400 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
+	{name: "NodeStageVolume, first, xfs", fstype: "xfs", window: 600 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
+	{name: "NodeStageVolume, with data", window: 200 * time.Millisecond, before: publishedWithData, call: staging, after: worksThenLeaves},
+	{name: "NodePublishVolume", window: 50 * time.Millisecond, before: staged, call: publishing, after: worksThenLeaves},
+	{name: "NodeUnpublishVolume", window: 50 * time.Millisecond, before: used, after: leaves,
+		call: func(v *victim) func(context.Context) error { return v.Unpublish }},
+	{name: "NodeUnstageVolume", window: 500 * time.Millisecond, before: unpublished, after: isProven,
+		call: func(v *victim) func(context.Context) error { return v.Unstage }},
+	{name: "ControllerUnpublishVolume", window: 60 * time.Millisecond, before: unstaged, after: isDetached,
+		call: func(v *victim) func(context.Context) error { return v.ControllerUnpublish }},
+	// xfs: the kernel lets ext4 grow while mounted only with CAP_SYS_RESOURCE.
+	{name: "ControllerExpandVolume, online", fstype: "xfs", window: 60 * time.Millisecond, before: used, call: expanding, after: hasGrown},
+	{name: "ControllerExpandVolume, offline", fstype: "xfs", window: 60 * time.Millisecond, before: detached, call: expanding, after: hasGrown},
+	{name: "NodeExpandVolume", fstype: "xfs", window: 100 * time.Millisecond, before: expanded, call: resizing, after: hasGrown},
+	{name: "DeleteVolume", window: 80 * time.Millisecond, before: detached, after: isGone,
+		call: func(v *victim) func(context.Context) error { return v.Delete }},
+}
+
+// TestKillDuringOperations kills the server at a random instant of every call. The call, repeated after the restart,
+// finishes the work; nothing is half done or left.
+func TestKillDuringOperations(t *testing.T) {
+	r := newRig(t)
+	n := kills(t, 1, fullKills/10)
+	for i := range n {
+		for k := range operations {
+			o := &operations[k]
+			t.Run(fmt.Sprintf("%s/%d", o.name, i), func(t *testing.T) {
+				one := *r
+				one.T = t
+				o.try(&one, fmt.Sprintf("op-%d-%d", k, i))
+			})
+			if t.Failed() {
+				return // the machine is in no known state
+			}
+		}
+	}
+}
+
+func (o *operation) try(r *rig, name string) {
+	r.Helper()
+	v := &victim{rig: r, spec: orchestrator.Spec{Name: name, FSType: "ext4", Size: 64 * mib}}
+	if o.fstype == "xfs" {
+		v.spec.FSType, v.spec.Size = "xfs", 320*mib
+	}
+	o.before(v)
+	after := time.Duration(r.random.Int64N(int64(o.window)))
+	err := o.interrupt(v, after)
+	r.start()
+	refused := r.eventually(o.name+" repeated", o.call(v))
+	r.Logf("killed after %v (the call: %v); repeated: %d times \"not yet\", then OK", after.Round(time.Millisecond/10), err, refused)
+	o.after(v)
+	if o.name != "DeleteVolume" {
+		r.do("delete", v.Delete)
+	}
+	isGone(v)
+	r.settled()
+}
+
+// interrupt kills the server in the middle of the call. A call that ends before corrects the window.
+func (o *operation) interrupt(v *victim, after time.Duration) error {
+	ctx, cancel := context.WithTimeout(v.Context(), callWithin)
+	defer cancel()
+	answered := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		err := o.call(v)(ctx)
+		if took := time.Since(began); err == nil {
+			o.window = max(took*11/10, time.Millisecond)
+		}
+		answered <- err
+	}()
+	time.Sleep(after)
+	v.kill()
+	return <-answered
+}
+
+// How far a volume is before the call.
+
+func nothing(*victim) {}
+
+func made(v *victim) { v.Volume = v.create(v.spec) }
+
+func published(v *victim) {
+	made(v)
+	v.do("controller-publish", v.ControllerPublish)
+}
+
+func staged(v *victim) {
+	published(v)
+	v.do("stage", v.Stage)
+}
+
+func used(v *victim) {
+	staged(v)
+	v.do("publish", v.Publish)
+	v.room = v.statfs()
+	v.text = bytes.Repeat([]byte(v.ID+" was here. "), 4*mib/(len(v.ID)+11))
+	v.must("write", writeFile(filepath.Join(v.Target, "file"), v.text))
+}
+
+func unpublished(v *victim) {
+	used(v)
+	v.do("unpublish", v.Unpublish)
+}
+
+func unstaged(v *victim) {
+	unpublished(v)
+	v.do("unstage", v.Unstage)
+}
+
+func detached(v *victim) {
+	unstaged(v)
+	v.do("controller-unpublish", v.ControllerUnpublish)
+}
+
+func publishedWithData(v *victim) {
+	detached(v)
+	v.do("controller-publish", v.ControllerPublish)
+}
+
+func expanded(v *victim) {
+	used(v)
+	v.do("controller-expand", func(ctx context.Context) error { return v.ControllerExpand(ctx, v.grown()) })
+}
+
+// Calls that are more than one.
+
+func creating(v *victim) func(context.Context) error {
+	return func(ctx context.Context) error {
+		made, err := v.Create(ctx, v.spec)
+		if err == nil {
+			v.Volume = made
+		}
+		return err
+	}
+}
+
+// staging is what kubelet does where the server dies: it asks again. The attachment stays the same.
+func staging(v *victim) func(context.Context) error { return v.Stage }
+
+// publishing stages first: after a restart kubelet does, since the device is gone.
+func publishing(v *victim) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := v.Publish(ctx)
+		if err != nil && status.Code(err) != codes.Unavailable {
+			err = errors.Join(v.Unpublish(ctx), v.Stage(ctx), v.Publish(ctx))
+		}
+		return err
+	}
+}
+
+func (v *victim) grown() int64 { return v.spec.Size + 32*mib }
+
+// expanding is refused while a writer that died with the server has no receipt: unstaged, the volume grows.
+func expanding(v *victim) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := v.ControllerExpand(ctx, v.grown())
+		if status.Code(err) == codes.FailedPrecondition {
+			err = errors.Join(v.Unpublish(ctx), v.Unstage(ctx), v.ControllerExpand(ctx, v.grown()))
+		}
+		return err
+	}
+}
+
+// resizing starts over where the device went with the server: staging grows the filesystem, too.
+func resizing(v *victim) func(context.Context) error {
+	return func(ctx context.Context) error {
+		err := v.Expand(ctx)
+		if err != nil && status.Code(err) != codes.Unavailable {
+			err = errors.Join(v.Unpublish(ctx), v.Unstage(ctx), v.ControllerUnpublish(ctx), v.Attach(ctx))
+		}
+		return err
+	}
+}
+
+// What must hold after the call.
+
+func isMade(v *victim) {
+	v.Helper()
+	for _, s := range v.Stores {
+		_, err := os.Stat(filepath.Join(s, "volumes", v.ID, "meta"))
+		v.must("replica", err)
+	}
+	if state := v.volume(v.Volume); state.State != engine.Healthy || len(state.Replicas) != len(v.Stores) {
+		v.Fatalf("volume %s is %s (%s) with %d replicas", v.ID, state.State, state.Reason, len(state.Replicas))
+	}
+}
+
+// worksThenLeaves puts the volume to use, as far as it is not, and then lets go of it.
+func worksThenLeaves(v *victim) {
+	v.Helper()
+	v.eventually("stage", v.Stage)
+	v.eventually("publish", publishing(v))
+	v.text = bytes.Repeat([]byte("after the kill. "), mib/16)
+	v.must("write", writeFile(filepath.Join(v.Target, "file"), v.text))
+	leaves(v)
+}
+
+// leaves is the way out from wherever the volume is.
+func leaves(v *victim) {
+	v.Helper()
+	v.eventually("unpublish", v.Unpublish)
+	v.eventually("unstage", v.Unstage)
+	isProven(v)
+}
+
+// isProven is what must hold where NodeUnstageVolume was answered OK.
+func isProven(v *victim) {
+	v.Helper()
+	v.newest(v.Volume, receipt.Clean, receipt.Fenced)
+	v.do("controller-unpublish", v.ControllerUnpublish)
+	isDetached(v)
+}
+
+// isDetached is what must hold where ControllerUnpublishVolume was answered OK: a receipt, and everything that was synced.
+func isDetached(v *victim) {
+	v.Helper()
+	v.newest(v.Volume, receipt.Clean, receipt.Fenced)
+	if at := v.volume(v.Volume).Attachment; at != nil {
+		v.Fatalf("volume %s is attached to %s still", v.ID, at.Node)
+	}
+	v.settled()
+	v.verify(v.Volume)
+	v.do("attach again", v.Attach)
+	v.must("what was synced", v.intact())
+	v.do("detach", v.Detach)
+	v.newest(v.Volume, receipt.Clean)
+	v.verify(v.Volume)
+	v.identical(v.Volume, v.spec.FSType)
+}
+
+func (v *victim) intact() error {
+	have, err := os.ReadFile(filepath.Join(v.Target, "file"))
+	if err == nil && !bytes.Equal(have, v.text) {
+		err = fmt.Errorf("the file has %d bytes and is not what was synced (%d bytes)", len(have), len(v.text))
+	}
+	return err
+}
+
+func hasGrown(v *victim) {
+	v.Helper()
+	if size := int64(v.volume(v.Volume).Size); size != v.grown() || v.Size != v.grown() {
+		v.Fatalf("volume %s has %d bytes (%d were answered), want %d", v.ID, size, v.Size, v.grown())
+	}
+	leaves(v)
+	v.do("attach", v.Attach)
+	v.do("node-expand", v.Expand)
+	if got, least := v.statfs()-v.room, (v.grown()-v.spec.Size)*9/10; got < least {
+		v.Fatalf("the filesystem on %s has grown by %d bytes, want at least %d", v.ID, got, least)
+	}
+	v.do("detach", v.Detach)
+}
+
+func (v *victim) statfs() int64 {
+	v.Helper()
+	var st unix.Statfs_t
+	v.must("statfs", unix.Statfs(v.Target, &st))
+	return int64(st.Blocks) * st.Bsize
+}
+
+// isGone wants no trace of the volume.
+func isGone(v *victim) {
+	v.Helper()
+	var all []admin.Volume
+	v.do("belay volumes", func(ctx context.Context) error { return v.AskJSON(ctx, &all, "volumes") })
+	for _, one := range all {
+		if string(one.ID) == v.ID {
+			v.Fatalf("volume %s is still listed, as %s (%s)", v.ID, one.State, one.Reason)
+		}
+	}
+	for _, s := range v.Stores {
+		if _, err := os.Stat(filepath.Join(s, "volumes", v.ID)); !errors.Is(err, os.ErrNotExist) {
+			v.Fatalf("store %s has a replica of %s still (%v)", s, v.ID, err)
+		}
+	}
+}
