@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
@@ -27,6 +28,9 @@ import (
 // closeWithin bounds the flush of what is still attached at the end. A supervisor kills after its own bound, 30
 // seconds in Kubernetes, and then nothing is lost that was synced.
 const closeWithin = 20 * time.Second
+
+// self is this very program, also where its file was replaced by a newer one since it started.
+const self = "/proc/self/exe"
 
 // service is everything that `belay serve` runs.
 type service struct {
@@ -46,6 +50,7 @@ type service struct {
 // serve runs the driver until ctx ends.
 func serve(ctx context.Context, c *serveConfig, log *slog.Logger) error {
 	log.Info("starting", "version", version, "config", c)
+	klog.SetSlogLogger(log) // mount-utils speaks through it
 	s := &service{config: c, log: log, metrics: telemetry.New(c.DriverName, version)}
 	err := s.start(ctx)
 	if err == nil {
@@ -82,13 +87,9 @@ func (s *service) startState(context.Context) error {
 }
 
 func (s *service) startEngine(ctx context.Context) error {
-	executable, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("the path of this program cannot be told, and engines run it: %w", err)
-	}
 	e, err := mirror.New(mirror.Config{
 		FS: vfs.OS(), Stores: s.config.Stores, State: s.config.State, Node: s.config.node, Overcommit: s.config.Overcommit,
-		Executable: executable, Log: s.log, Events: mirrorEvents(s.metrics),
+		Executable: self, Log: s.log, Events: mirrorEvents(s.metrics),
 	})
 	if err != nil {
 		return err

@@ -97,8 +97,8 @@ func (p *process) spawn(e *Engine, a volume.Attachment, report func(engine.Progr
 		o.Stores = append(o.Stores, d.Path())
 	}
 	p.socket, p.client = socket, wire.NewClient(socket, engine.Codes)
-	p.cmd = exec.Command(e.Executable, "engine")
-	p.cmd.Args = append(p.cmd.Args, string(a.Volume)) // for people who list processes
+	p.cmd = exec.Command(e.Executable)
+	p.cmd.Args = []string{os.Args[0], "engine", string(a.Volume)} // the name for people who list processes
 	p.cmd.Stderr = os.Stderr
 	p.cmd.ExtraFiles = []*os.File{p.export.Channel()}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a signal to the parent's group is not for it
