@@ -166,7 +166,7 @@ func (l *Listener) Close() error {
 	err := net.ErrClosed
 	l.closed.Do(func() {
 		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.own) {
-			os.Remove(l.path)
+			_ = os.Remove(l.path) // one that is left is replaced as stale
 		}
 		err = l.UnixListener.Close()
 	})

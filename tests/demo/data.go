@@ -102,7 +102,7 @@ func find(f *os.File, block []byte) (int64, error) {
 				return off + int64(i), nil
 			}
 		}
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
 		off += int64(len(buffer))

@@ -42,9 +42,8 @@ var Below = map[string][]string{
 type wall struct {
 	reason string
 	what   func(imported string) bool
-	// within are the directories whose files may. tests may always; test files beside the code count as the code unless said.
-	within    []string
-	testFiles bool // test files may too
+	// within are the directories whose files may. tests may always; test files beside the code count as the code.
+	within []string
 }
 
 // Walls are the rules about libraries and about engines.
