@@ -46,12 +46,14 @@ unit: ## go vet and the tests that need neither root, cluster nor network
 	go test $(UNIT)
 
 .PHONY: test
-test: unit ## all tests: unit, and as root the CSI conformance suite and the short kill tests
+test: ## all tests: unit, and as root the CSI conformance suite and the short kill tests
 ifeq ($(ROOT),0)
-	$(MAKE) deps build
+	$(MAKE) deps
+	$(MAKE) unit build
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m -short ./tests/crash/...
 else
+	$(MAKE) unit
 	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
 endif
 
