@@ -86,6 +86,7 @@ func (e *Engine) Start(ctx context.Context) error {
 		e.stores.close()
 		return err
 	}
+	e.endOrphans(ctx)
 	e.finishRemovals()
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -91,7 +90,7 @@ func (e *Engine) start(ctx context.Context, a volume.Attachment, blockSize int, 
 }
 
 func (p *process) spawn(e *Engine, a volume.Attachment, report func(engine.Progress)) error {
-	socket := filepath.Join(e.State, "engines", string(a.Volume)+".sock")
+	socket := e.socket(a.Volume)
 	o := order{Volume: a.Volume, Attachment: a, Installation: e.stores.installation.String(), Node: e.Node, Boot: e.boot.String(), Socket: socket}
 	for _, d := range e.stores.present() {
 		o.Stores = append(o.Stores, d.Path())
