@@ -224,8 +224,7 @@ func errnoOf(err error) syscall.Errno {
 
 // write sends one reply.
 func (s *Server) write(msg []byte) {
-	_, err := unix.Write(s.fd, msg)
-	switch err {
+	switch err := writeNow(s.fd, msg); err {
 	case nil, unix.ENODEV: // ENODEV: the device is gone, and the readers tell
 	case unix.ENOENT:
 		s.counters.orphaned.Add(1) // withdrawn, or answered by somebody else

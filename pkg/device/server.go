@@ -289,7 +289,7 @@ func (s *Server) read(f *os.File) error {
 // drain takes what the kernel has and returns end = false when there is no more.
 func (s *Server) drain(fd int, buf *buffer) (_ *buffer, end bool, err error) {
 	for !s.stopped.Load() {
-		n, err := unix.Read(fd, buf.front(writeFront))
+		n, err := readNow(fd, buf.front(writeFront))
 		switch err {
 		case nil:
 			if buf, err = s.take(buf, n); err != nil {
