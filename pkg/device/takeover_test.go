@@ -153,6 +153,7 @@ func startLoad(t *testing.T, dir string) *load {
 		"--name=pause --rw=randwrite --bs=4k --ioengine=psync --direct=1 --sync=dsync --thinktime=1000",
 	} {
 		c, out := exec.Command("fio", append(strings.Fields(own), common...)...), new(bytes.Buffer)
+		c.Dir = t.TempDir() // where it keeps its verify state
 		c.Stdout, c.Stderr = out, out
 		t.Cleanup(func() { kill(c) })
 		start(t, c)
