@@ -40,7 +40,7 @@ func (s *Server) take(buf *buffer, n int) (*buffer, error) {
 	return buf, nil
 }
 
-// hand starts r in a goroutine of its own. It waits only while the budget for data is used up.
+// hand gives r to a worker. It waits only while the budget for data is used up.
 func (s *Server) hand(r *request, buf *buffer) (*buffer, error) {
 	buf, err := s.equip(r, buf)
 	if err != nil {
@@ -50,7 +50,7 @@ func (s *Server) hand(r *request, buf *buffer) (*buffer, error) {
 	}
 	s.counters.inflight.Add(1)
 	s.inflight.Add(1)
-	go r.serve()
+	s.workers.serve(r)
 	return buf, nil
 }
 

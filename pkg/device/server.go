@@ -84,6 +84,7 @@ type Server struct {
 
 	buffers  buffers
 	requests sync.Pool
+	workers  workers
 	budget   *semaphore.Weighted
 	inflight sync.WaitGroup
 	counters counters
@@ -105,7 +106,7 @@ func NewServer(channel *os.File, b Backend, o ServeOptions) (*Server, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	s := &Server{channel: channel, backend: b, o: o, fd: -1, done: make(chan struct{})}
+	s := &Server{channel: channel, backend: b, o: o, fd: -1, workers: newWorkers(), done: make(chan struct{})}
 	s.budget = semaphore.NewWeighted(o.InflightBytes)
 	s.requests.New = func() any { return &request{server: s} }
 	s.failures.log = o.Log.With("volume", o.Name)
@@ -224,6 +225,7 @@ func (s *Server) finish() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closeFiles()
+	s.workers.end()
 	s.buffers.close()
 	close(s.done)
 }
