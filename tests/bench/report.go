@@ -101,7 +101,7 @@ func (b *throughput) result(workload, subject string) result {
 
 func medianRatio(a, b []sample) float64 {
 	var all []float64
-	for i := range a {
+	for i := range min(len(a), len(b)) {
 		all = append(all, ratio(a[i].iops(), b[i].iops()))
 	}
 	return median(all)

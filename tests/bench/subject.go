@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/belay-storage/belay/pkg/volume"
@@ -136,14 +137,15 @@ func (b *belay) close(ctx context.Context) error {
 	return b.rig.remove(ctx, b.attachment)
 }
 
-// subjects are those of one run; the files share out the directories as the stores do.
-func subjects(r *rig, dirs []string, size volume.Bytes) []subject {
+// subjects are those of one run whose names contain only; the files share out the directories as the stores do.
+func subjects(r *rig, dirs []string, size volume.Bytes, only string) []subject {
 	at := func(i int, name string) string { return filepath.Join(dirs[i%len(dirs)], name) }
-	return []subject{
+	all := []subject{
 		&files{nameRaw, []string{at(0, "raw")}, size},
 		&loop{file: files{"", []string{at(0, "loop")}, size}},
 		&belay{rig: r, label: nameBelay1, id: "bench-1", replicas: 1, size: size},
 		&belay{rig: r, label: nameBelay3, id: "bench-3", replicas: 3, size: size},
 		&files{nameLimit, []string{at(0, "limit0"), at(1, "limit1"), at(2, "limit2")}, size},
 	}
+	return slices.DeleteFunc(all, func(s subject) bool { return !strings.Contains(s.name(), only) })
 }

@@ -22,6 +22,7 @@ type throughputOptions struct {
 	rounds  int
 	mib     int
 	only    string
+	subject string
 	fresh   bool
 }
 
@@ -31,6 +32,7 @@ func (o *throughputOptions) register(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&o.rounds, "rounds", 2, "how often everything takes its turn")
 	cmd.Flags().IntVar(&o.mib, "size", 1024, "MiB of each volume and file")
 	cmd.Flags().StringVar(&o.only, "only", "", "only workloads whose name contains this: "+workloadNames())
+	cmd.Flags().StringVar(&o.subject, "subject", "", "only subjects whose name contains this, as belay; there is no ratio to what is left out")
 	cmd.Flags().BoolVar(&o.fresh, "fresh", false, "measure first writes: every measurement gets a new, thin volume or file; only workloads that write")
 }
 
@@ -50,6 +52,8 @@ func (o *throughputOptions) validate() error {
 		return fmt.Errorf("--size %d: want at least 16 MiB", o.mib)
 	case len(chosen(o.only, o.fresh)) == 0:
 		return fmt.Errorf("--only %q: no such workload; there are %s", o.only, workloadNames())
+	case len(subjects(nil, []string{""}, 0, o.subject)) == 0:
+		return fmt.Errorf("--subject %q: none is called that", o.subject)
 	}
 	return o.check("fio", "losetup")
 }
@@ -68,7 +72,7 @@ func (o *throughputOptions) run(ctx context.Context, out io.Writer) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	b := &throughput{options: o, subjects: subjects(r, dirs, volume.Bytes(o.mib)*volume.MiB), say: os.Stderr}
+	b := &throughput{options: o, subjects: subjects(r, dirs, volume.Bytes(o.mib)*volume.MiB, o.subject), say: os.Stderr}
 	if err := b.measure(ctx); err != nil {
 		return err
 	}
