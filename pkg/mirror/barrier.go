@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -51,22 +53,40 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 	if err := s.Flush(); err != nil {
 		return engine.Barrier{}, err
 	}
-	meter := newMeter("verify", progress)
-	for _, r := range s.regions.list() {
-		meter.total += s.unverified(r)
-	}
-	for _, r := range s.regions.list() {
-		if err := ctx.Err(); err != nil {
-			return engine.Barrier{}, err
-		}
-		if err := s.verifyRegion(r, meter); err != nil && !errors.Is(err, errNoCopy) {
-			return engine.Barrier{}, err
-		}
+	if err := s.verifyDirty(ctx, progress); err != nil {
+		return engine.Barrier{}, err
 	}
 	if err := s.settleClean(s.regions.list()); err != nil {
 		return engine.Barrier{}, err
 	}
 	return s.testify()
+}
+
+// verifyAtOnce is how many regions are read back at the same time, so that the disks are kept busy while checksums are
+// computed. Each takes 1 MiB of memory for each member.
+const verifyAtOnce = 4
+
+// verifyDirty reads back every dirty region. Blocks that nobody can decide are in the ledger when it returns.
+func (s *Session) verifyDirty(ctx context.Context, progress func(engine.Progress)) error {
+	meter := newMeter("verify", progress)
+	dirty := s.regions.list()
+	for _, r := range dirty {
+		meter.total += s.unverified(r)
+	}
+	work, ctx := errgroup.WithContext(ctx)
+	work.SetLimit(verifyAtOnce)
+	for _, r := range dirty {
+		if ctx.Err() != nil {
+			break
+		}
+		work.Go(func() error {
+			if err := s.verifyRegion(r, meter); err != nil && !errors.Is(err, errNoCopy) {
+				return err
+			}
+			return ctx.Err()
+		})
+	}
+	return work.Wait()
 }
 
 // present refuses unless a majority of the voters, and a member, are found where they belong, and excludes members that are not.

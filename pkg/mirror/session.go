@@ -55,7 +55,7 @@ type Session struct {
 	unclean  bool // the previous writer was shut out before it had flushed
 	touched  atomic.Int64
 
-	evidence   sync.Mutex // one collection of evidence, scrub step or rebuild at a time
+	evidence   sync.RWMutex // held for reading by a scrub of a region, for writing by whatever else verifies, rebuilds or seals
 	background background
 }
 
