@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -42,7 +43,6 @@ func RunEngine(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logge
 		say(word{Code: codeOf(err), Error: err.Error()})
 		return err
 	}
-	defer s.Close()
 	return serve(ctx, s, o, say, count, orphaned, log)
 }
 
@@ -87,32 +87,56 @@ func openOrdered(ctx context.Context, o order, say func(word), count *counter, l
 	})
 }
 
-// serve answers the device and the parent until the parent is gone.
+// serve answers the device and the parent until the parent or the device is gone, and then closes the session.
 func serve(ctx context.Context, s *Session, o order, say func(word), count *counter, orphaned <-chan struct{}, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l, err := wire.Listen(o.Socket)
 	if err != nil {
 		say(word{Error: err.Error()})
+		s.Close()
 		return err
 	}
 	defer l.Close()
 	blockSize := s.super.LogicalBlockSize
+	var servers sync.WaitGroup
 	ends := make(chan error, 2)
-	go func() { ends <- methods(s, count, log).Serve(ctx, l) }()
+	servers.Go(func() { ends <- methods(s, count, log).Serve(ctx, l) })
 	channel := os.NewFile(channelFD, "device")
-	go func() {
+	servers.Go(func() {
 		ends <- device.Serve(ctx, channel, s, device.ServeOptions{Name: string(o.Volume), BlockSize: blockSize, Log: log})
-	}()
+	})
 	say(word{Ready: &ready{Writer: s.epoch, Unclean: s.unclean, Blank: s.Blank(), BlockSize: blockSize}})
 	select {
 	case <-orphaned:
-		if s.Sealed() {
-			return nil
+	case err = <-ends:
+	}
+	cancel()
+	return errors.Join(err, leave(s, &servers))
+}
+
+// leaveWithin bounds how long an engine process takes to end. Requests that wait for replicas wait for ever, and where the
+// parent is dead nobody else can end the process: what uses the device would wait with it.
+const leaveWithin = 10 * time.Second
+
+// leave flushes and closes the session once nobody uses it any more: a request that found a replica closed would take it
+// for failed, and exclude it.
+func leave(s *Session, servers *sync.WaitGroup) error {
+	left := make(chan error, 1)
+	go func() {
+		servers.Wait()
+		var err error
+		if !s.Sealed() {
+			err = s.Flush()
 		}
-		return s.Flush()
-	case err := <-ends:
+		s.Close()
+		left <- err
+	}()
+	select {
+	case err := <-left:
 		return err
+	case <-time.After(leaveWithin):
+		return fmt.Errorf("volume %s: requests are still waiting after %v: the process ends without them", s.id, leaveWithin)
 	}
 }
 

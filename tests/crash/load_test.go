@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/tests/orchestrator"
 )
@@ -67,7 +68,7 @@ func (s *subject) round(after time.Duration) (refused int) {
 	s.underLoad(func() { time.Sleep(after); s.kill() })
 	s.start()
 	refused = s.finish()
-	s.newest(s.Volume, receipt.Fenced)
+	s.complete(s.newest(s.Volume, receipt.Fenced))
 	s.do("controller-unpublish", s.ControllerUnpublish)
 	s.verify(s.Volume)
 	s.identical(s.Volume, "")
@@ -80,6 +81,16 @@ func (s *subject) round(after time.Duration) (refused int) {
 	s.identical(s.Volume, s.fstype)
 	s.settled()
 	return refused
+}
+
+// complete wants every replica in sync: a process that dies has no reason to exclude any.
+func (s *subject) complete(r receipt.Receipt) {
+	s.Helper()
+	for _, e := range r.Evidence {
+		if e.State != engine.InSync || !e.Durable || !e.Digest.Equal(r.Expected) {
+			s.Fatalf("volume %s: replica %s at %s is %s (%s), durable: %v", s.ID, e.ID, e.Place, e.State, e.Error, e.Durable)
+		}
+	}
 }
 
 // finish is kubelet's part of the way out.
@@ -96,11 +107,14 @@ func (s *subject) underLoad(do func()) {
 	go func() { _ = s.oracle.run(s.Target, stop); ends <- nil }() // it ends with the device
 	go func() { ends <- s.load() }()
 	do()
+	ctx, cancel := context.WithTimeout(s.Context(), callWithin)
+	defer cancel()
 	for range cap(ends) {
 		select {
 		case err := <-ends:
 			s.must("load", err)
-		case <-time.After(callWithin):
+		case <-ctx.Done():
+			s.hung(ctx)
 			close(stop)
 			s.Fatal("the load hangs: the device does not answer errors")
 		}

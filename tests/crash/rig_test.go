@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/tests/orchestrator"
 )
@@ -64,12 +65,21 @@ type rig struct {
 // newRig starts a server on three stores. What is left of it at the end fails the test.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: mounts real filesystems")
-	}
+	r := newMachine(t)
+	r.start()
+	return r
+}
+
+// newMachine is newRig without the start, on the stores given, or on three of its own.
+func newMachine(t *testing.T, stores ...string) *rig {
+	t.Helper()
+	needsRoot(t)
 	m, err := orchestrator.New(program, "/var/tmp", 3)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if stores != nil {
+		m.Stores = stores
 	}
 	r := &rig{T: t, Machine: m, seed: seed(t)}
 	r.random = rand.New(rand.NewPCG(r.seed, 0))
@@ -81,8 +91,14 @@ func newRig(t *testing.T) *rig {
 			t.Errorf("at the end: %v", err)
 		}
 	})
-	r.start()
 	return r
+}
+
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts real filesystems")
+	}
 }
 
 // explain tells what a failure can be looked into with. BELAY_LOGS is a directory that keeps the whole log.
@@ -143,12 +159,15 @@ func (r *rig) do(what string, call func(context.Context) error) {
 	r.must(what, err)
 }
 
-// hung has a server that does not answer in time say where it waits, in its log, and ends it.
+// hung has processes that do not answer in time say where they wait, in the server's log, and ends them.
 func (r *rig) hung(ctx context.Context) {
-	if ctx.Err() != nil && r.PID() != 0 {
-		_ = syscall.Kill(r.PID(), syscall.SIGQUIT)
-		time.Sleep(time.Second) // for it to write
+	if ctx.Err() == nil {
+		return
 	}
+	for _, pid := range r.Processes() {
+		_ = syscall.Kill(pid, syscall.SIGQUIT)
+	}
+	time.Sleep(time.Second) // for them to write
 }
 
 // eventually makes the call until it is answered OK, as the orchestrator does, and returns how often it was refused.
@@ -247,8 +266,8 @@ func (r *rig) verify(v *orchestrator.Volume) {
 		err = fmt.Errorf("comparison %q, findings %v, repairs %v, unresolved %v", found.Comparison, found.Findings, found.Repairs, found.Unresolved)
 	}
 	for _, e := range found.Evidence {
-		if !e.Digest.Equal(found.Evidence[0].Digest) {
-			err = errors.Join(err, fmt.Errorf("replicas %s and %s have different digests", e.ID, found.Evidence[0].ID))
+		if e.State != engine.InSync || !e.Digest.Equal(found.Expected) {
+			err = errors.Join(err, fmt.Errorf("replica %s at %s is %s (%s%s), digest %v, sealed was %v", e.ID, e.Place, e.State, e.Reason, e.Error, e.Digest.Sum, found.Expected.Sum))
 		}
 	}
 	r.must("verify "+v.ID, err)
