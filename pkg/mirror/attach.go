@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
@@ -28,8 +29,10 @@ const (
 
 // OpenConfig is what Open needs.
 type OpenConfig struct {
-	ID      volume.ID
-	Stores  []*store.Dir // those that are there; the volume's are picked by identity
+	ID     volume.ID
+	Stores []*store.Dir // those that are there; the volume's are picked by identity
+	// Find opens a store that was away, or whose disk failed, anew. Optional: such a store stays away then.
+	Find    func(quorum.UUID) (*store.Dir, error)
 	Purpose Purpose
 	// Attachment is the epoch of the publication the session serves; 0: whichever.
 	Attachment volume.Epoch
@@ -71,7 +74,7 @@ func newSession(c OpenConfig) *Session {
 	s.mark.Boot = c.Boot
 	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
 	s.pages = newPages(s.loadPage)
-	s.dirs = c.Stores
+	s.dirs, s.find = slices.Clone(c.Stores), c.Find
 	s.background.init()
 	return s
 }

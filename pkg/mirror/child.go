@@ -71,17 +71,18 @@ func openOrdered(ctx context.Context, o order, say func(word), count *counter, l
 	if err := errors.Join(installation.UnmarshalText([]byte(o.Installation)), boot.UnmarshalText([]byte(o.Boot))); err != nil {
 		return nil, err
 	}
+	find := func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) }
 	var dirs []*store.Dir
-	for _, path := range o.Stores {
-		d, err := store.OpenDir(fsys, path, installation)
+	for _, h := range o.Stores {
+		d, err := h.open(fsys, installation)
 		if err != nil {
-			log.Warn("store cannot be opened", "store", path, "cause", err)
+			log.Warn("store cannot be opened", "store", h.Path, "cause", err)
 			continue
 		}
 		dirs = append(dirs, d)
 	}
 	return Open(ctx, OpenConfig{
-		ID: o.Volume, Stores: dirs, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(),
+		ID: o.Volume, Stores: dirs, Find: find, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(),
 		Holder:   holderText("engine", string(o.Node), o.Volume, os.Getpid()),
 		Progress: func(p engine.Progress) { say(word{Progress: &p}) },
 	})

@@ -17,7 +17,18 @@ func (e *Engine) Get(ctx context.Context, id volume.ID) (engine.Volume, error) {
 	if err != nil {
 		return engine.Volume{}, e.maybeAway(err)
 	}
-	return e.live(ctx, f.describe(c, e.Node)), nil
+	return e.live(ctx, e.placed(c, f.describe(c, e.Node))), nil
+}
+
+// placed says of replicas whose stores are away where they were: nobody knows a disk by its store's ID.
+func (e *Engine) placed(c quorum.Config, v engine.Volume) engine.Volume {
+	for i, voter := range c.Voters {
+		r := &v.Replicas[i]
+		if path, why, ok := e.stores.absent(voter.Store); ok && r.Place == "" {
+			r.Place, r.Reason = path, why.Error()
+		}
+	}
+	return v
 }
 
 // maybeAway turns "not found" into "cannot be told" where stores that might know the volume are away.
@@ -67,7 +78,7 @@ func (e *Engine) List(ctx context.Context) ([]engine.Volume, error) {
 				continue
 			}
 		}
-		v := f.describe(c, e.Node)
+		v := e.placed(c, f.describe(c, e.Node))
 		if err != nil {
 			v.State, v.Reason = engine.Unavailable, err.Error()
 		}

@@ -172,7 +172,7 @@ func (e *Engine) holder(role string, id volume.ID) string {
 // dirs are the stores that are there now.
 func (e *Engine) open(ctx context.Context, id volume.ID, p Purpose, attachment volume.Epoch) (*Session, error) {
 	return Open(ctx, OpenConfig{
-		ID: id, Stores: e.stores.present(), Purpose: p, Attachment: attachment,
+		ID: id, Stores: e.stores.present(), Find: e.stores.find, Purpose: p, Attachment: attachment,
 		Holder: e.holder("control", id), Boot: e.boot, Log: e.Log, Events: e.Events,
 	})
 }

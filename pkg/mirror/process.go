@@ -40,7 +40,7 @@ type process struct {
 type order struct {
 	Volume       volume.ID         `json:"volume"`
 	Attachment   volume.Attachment `json:"attachment"`
-	Stores       []string          `json:"stores"`
+	Stores       []home            `json:"stores"`
 	Installation string            `json:"installation"`
 	Node         volume.NodeID     `json:"node"`
 	Boot         string            `json:"boot"`
@@ -92,9 +92,7 @@ func (e *Engine) start(ctx context.Context, a volume.Attachment, blockSize int, 
 func (p *process) spawn(e *Engine, a volume.Attachment, report func(engine.Progress)) error {
 	socket := e.socket(a.Volume)
 	o := order{Volume: a.Volume, Attachment: a, Installation: e.stores.installation.String(), Node: e.Node, Boot: e.boot.String(), Socket: socket}
-	for _, d := range e.stores.present() {
-		o.Stores = append(o.Stores, d.Path())
-	}
+	o.Stores = e.stores.homes()
 	p.socket, p.client = socket, wire.NewClient(socket, engine.Codes)
 	p.cmd = exec.Command(e.Executable)
 	p.cmd.Args = []string{os.Args[0], "engine", string(a.Volume)} // the name for people who list processes

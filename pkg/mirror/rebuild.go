@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
@@ -69,6 +70,7 @@ func (s *Session) reopen(leave quorum.Set) {
 
 // readmit gives a returned voter the configuration in force. One that has promised a newer epoch says that we were fenced.
 func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) {
+	s.renew(voter.Store)
 	r, err := s.openVoter(i, voter)
 	if errors.Is(err, store.ErrDamaged) && !v.config.Members.Has(i) {
 		if err = s.replaceRecord(v, voter); err == nil {
@@ -86,6 +88,19 @@ func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) 
 		return nil, err
 	}
 	return r, nil
+}
+
+// renew opens a voter's store anew: its disk may have been away, and be mounted again as another device.
+func (s *Session) renew(id quorum.UUID) {
+	if s.find == nil {
+		return
+	}
+	again, err := s.find(id)
+	if err != nil {
+		s.log.Debug("store still away", "volume", s.id, "cause", err)
+		return
+	}
+	s.dirs = append(slices.DeleteFunc(s.dirs, func(d *store.Dir) bool { return d.ID() == id }), again)
 }
 
 // replaceRecord gives a replica whose record is damaged the one that the majority has. It may have forgotten a promise to

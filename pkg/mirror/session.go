@@ -32,7 +32,8 @@ type Session struct {
 	super  store.Superblock
 	mark   store.Session // what the members' records name as the open session
 	hash   *digest.Hasher
-	dirs   []*store.Dir // by voter; nil where the store is not there
+	dirs   []*store.Dir // of the stores that are there; changed while gate is held for writing
+	find   func(quorum.UUID) (*store.Dir, error)
 	log    *slog.Logger
 	events Events
 	holder string

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
@@ -39,6 +40,9 @@ type place struct {
 	info vfs.Info // of the directory when it was opened
 	why  error    // it is away
 }
+
+// identityMax is far more than an identity has.
+const identityMax = 4096
 
 const (
 	installationFile = "installation"
@@ -143,12 +147,7 @@ func (s *stores) check(p *place) bool {
 	if p.dir == nil {
 		return s.take(p) == nil
 	}
-	info, err := p.dir.Stat()
-	if err == nil && info.Same(p.info) {
-		_, err = s.fs.Stat(filepath.Join(p.path, store.IdentityFile))
-	} else if err == nil {
-		err = fmt.Errorf("another directory is at %s now", p.path)
-	}
+	dead, err := s.look(p)
 	if err == nil {
 		p.why = nil
 		return true
@@ -157,14 +156,29 @@ func (s *stores) check(p *place) bool {
 		s.log.Error("store is away", "store", p.path, "cause", err)
 	}
 	p.why = err
-	if info, statErr := p.dir.Stat(); statErr == nil && !info.Same(p.info) {
-		s.leave(p) // something else is there: it is taken, or refused, on its own account
+	if dead {
+		s.leave(p)
 	}
 	return false
 }
 
+// look says why the store cannot be used, and whether what was opened will not come back: something else is at its path, which
+// is taken or refused on its own account, or its file system has failed, and cannot be unmounted while its lock is held.
+func (s *stores) look(p *place) (dead bool, err error) {
+	info, err := p.dir.Stat()
+	switch {
+	case err != nil:
+		return false, err
+	case !info.Same(p.info):
+		return true, fmt.Errorf("another directory is at %s now", p.path)
+	}
+	// Read, not only looked at: the names of a file system that has failed are still in memory.
+	_, err = vfs.ReadFile(s.fs, filepath.Join(p.path, store.IdentityFile), identityMax)
+	return errors.Is(err, syscall.EIO), err
+}
+
 func (s *stores) leave(p *place) {
-	p.lock.Unlock() //nolint:errcheck // the file it locked is gone from its path
+	p.lock.Unlock() //nolint:errcheck // the file it locked is gone from its path, or cannot be used by anybody
 	p.dir, p.lock = nil, nil
 }
 
@@ -179,6 +193,18 @@ func (s *stores) away() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// absent says where a store was that is away, and why it is; false where nothing is known of it.
+func (s *stores) absent(id quorum.UUID) (path string, why error, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.places {
+		if p.why != nil && s.known[p.path] == id {
+			return p.path, p.why, true
+		}
+	}
+	return "", nil, false
 }
 
 func (s *stores) close() {
