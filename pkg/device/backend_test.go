@@ -12,12 +12,12 @@ import (
 
 // memory is a Backend in RAM that counts and can be told to fail, to wait, and to grow.
 type memory struct {
-	bytes                               []byte
-	size                                atomic.Int64
-	flushes, discards, zeroes, flushing atomic.Int64
-	misaligned                          atomic.Int64
-	fail                                atomic.Pointer[error]
-	gate                                atomic.Pointer[chan struct{}]
+	bytes                     []byte
+	size                      atomic.Int64
+	flushes, discards, zeroes atomic.Int64
+	misaligned                atomic.Int64
+	fail                      atomic.Pointer[error]
+	gate                      atomic.Pointer[chan struct{}]
 }
 
 // newMemory has room to grow to max.

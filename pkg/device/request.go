@@ -224,9 +224,9 @@ func errnoOf(err error) syscall.Errno {
 
 // write sends one reply.
 func (s *Server) write(msg []byte) {
-	switch err := writeNow(s.fd, msg); err {
-	case nil, unix.ENODEV: // ENODEV: the device is gone, and the readers tell
-	case unix.ENOENT:
+	switch err := writeNow(s.fd, msg); {
+	case err == nil, errors.Is(err, unix.ENODEV): // the device is gone, and the readers tell
+	case errors.Is(err, unix.ENOENT):
 		s.counters.orphaned.Add(1) // withdrawn, or answered by somebody else
 	default:
 		s.o.Log.Error("kernel refused a reply", "volume", s.o.Name, "unique", order.Uint64(msg[8:]), "bytes", len(msg), "error", err)

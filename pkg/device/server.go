@@ -292,14 +292,14 @@ func (s *Server) read(f *os.File) error {
 func (s *Server) drain(fd int, buf *buffer) (_ *buffer, end bool, err error) {
 	for !s.stopped.Load() {
 		n, err := readNow(fd, buf.front(writeFront))
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			if buf, err = s.take(buf, n); err != nil {
 				return buf, true, err
 			}
-		case unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			return buf, false, nil
-		case unix.EINTR, unix.ENOENT, unix.ECONNABORTED:
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNABORTED):
 			// ENOENT: the request was withdrawn while it was being read. ECONNABORTED: the device ended meanwhile, which
 			// the next read says with ENODEV.
 		default:

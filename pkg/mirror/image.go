@@ -36,14 +36,6 @@ func (m *image) copyOf(i int64) quorum.Copy {
 	}
 }
 
-// sum is the region's sum by the replica's own entries.
-func (m *image) sum(h *digest.Hasher) (s digest.Sum) {
-	for i := range m.entries {
-		h.Add(&s, m.entries[i].Hash)
-	}
-	return s
-}
-
 // readImage reads the entries of a region and the wanted blocks from r. An error of the entries is an error; blocks that cannot be
 // read are left out of image.read.
 func readImage(h *digest.Hasher, r *replica, region int64, want *blockset) (*image, error) {

@@ -82,10 +82,7 @@ func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) 
 	}
 	if err := errors.Join(r.Present(), r.Accept(v.config, store.Session{})); err != nil {
 		r.Close()
-		if errors.Is(err, store.ErrFenced) {
-			s.superseded(failures{{r, err}})
-		}
-		return nil, err
+		return nil, errors.Join(err, s.superseded(failures{{r, err}}))
 	}
 	return r, nil
 }

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -98,7 +99,7 @@ func (b *batch) wait() {
 // settle sets t.Err. A transfer that was not made or is short is made by a blocking call.
 func (q *ringRequest) settle(t *Transfer) {
 	switch n, ok, err := q.result(); {
-	case !ok || err == unix.EINTR || err == nil && n < len(t.P):
+	case !ok || errors.Is(err, unix.EINTR) || err == nil && n < len(t.P):
 		t.run()
 	case t.Write:
 		t.Err = pathError("write", t.File.(*osFile).name, err)

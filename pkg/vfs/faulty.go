@@ -75,7 +75,7 @@ func Faulty(fsys FS, hook Hook) FS {
 
 // do makes call unless the hook decides otherwise.
 func (h Hook) do(op *Op, call func() error) error {
-	if err := h(op); err == ErrSkip {
+	if err := h(op); errors.Is(err, ErrSkip) {
 		return nil
 	} else if err != nil {
 		return pathError(string(op.Kind), op.Name, err)

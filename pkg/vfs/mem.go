@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -167,7 +168,7 @@ func (d *memDisk) openNode(name string, mode Mode) (*memNode, error) {
 		return nil, syscall.EISDIR
 	case err == nil && d.readOnly && mode&ReadOnly == 0:
 		return nil, syscall.EROFS
-	case err != syscall.ENOENT || mode&Create == 0:
+	case !errors.Is(err, syscall.ENOENT) || mode&Create == 0:
 		return n, err
 	case d.readOnly:
 		return nil, syscall.EROFS
@@ -207,7 +208,7 @@ func (d *memDisk) makeAll(name string) error {
 	if err == nil && !n.dir {
 		return syscall.ENOTDIR
 	}
-	if err != syscall.ENOENT {
+	if !errors.Is(err, syscall.ENOENT) {
 		return err
 	}
 	if err := d.makeAll(filepath.Dir(name)); err != nil {
@@ -271,7 +272,7 @@ func (m *Mem) Remove(name string) error {
 func (m *Mem) RemoveAll(name string) error {
 	return m.change("remove", name, func() error {
 		dir, base, n, err := m.disk.findSlot(name)
-		if err == syscall.ENOENT || err == nil && n == nil {
+		if errors.Is(err, syscall.ENOENT) || err == nil && n == nil {
 			return nil
 		}
 		if err == nil {

@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"math"
 	"syscall"
@@ -175,10 +176,8 @@ func (d *memDisk) sign(n *memNode, holder string) {
 
 // plainLockError takes a *LockedError out of its path error: it names the file itself.
 func plainLockError(err error) error {
-	if path, ok := err.(*fs.PathError); ok {
-		if locked, ok := path.Err.(*LockedError); ok {
-			return locked
-		}
+	if locked, ok := errors.AsType[*LockedError](err); ok {
+		return locked
 	}
 	return err
 }

@@ -117,7 +117,7 @@ func TestErrorsKeepTheirIdentityAndMessage(t *testing.T) {
 		for _, sentinel := range []error{errGone, errOther, context.DeadlineExceeded, ErrLost} {
 			wanted := false
 			for _, w := range want {
-				wanted = wanted || w == sentinel
+				wanted = wanted || errors.Is(w, sentinel)
 			}
 			if errors.Is(err, sentinel) != wanted {
 				t.Errorf("%d: errors.Is(%v, %v) = %v", n, err, sentinel, !wanted)

@@ -144,7 +144,7 @@ func (d *Dir) complete() (err error) {
 	}
 	for _, name := range []string{volumesName, tombstonesName, incomingName, trashName} {
 		if info, err := d.fs.Stat(d.join(name)); err != nil || !info.Dir {
-			return fmt.Errorf("%w: directory %s is missing (%v): check the file system, then restore or empty the store", ErrDamaged, name, err)
+			return fmt.Errorf("%w: directory %s is missing (%w): check the file system, then restore or empty the store", ErrDamaged, name, err)
 		}
 	}
 	if err := d.fs.SyncDir(d.path); !errors.Is(err, syscall.EROFS) {

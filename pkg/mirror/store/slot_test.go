@@ -38,7 +38,7 @@ func TestRecordRoundTrip(t *testing.T) {
 		if st.err != nil || !same(st.record, r) {
 			t.Errorf("record %d decodes as %+v, %v", r.Sequence, st.record, st.err)
 		}
-		if bytes.Compare(st.record.Config.Attributes, r.Config.Attributes) != 0 {
+		if !bytes.Equal(st.record.Config.Attributes, r.Config.Attributes) {
 			t.Errorf("attributes %q, want %q", st.record.Config.Attributes, r.Config.Attributes)
 		}
 	}
