@@ -47,6 +47,7 @@ func (s *subject) comesBack() {
 // TestEngineKilledUnderLoad: only the engine process dies. Its device answers errors at once, and the server, which lives,
 // finishes the detach by shutting the dead writer out.
 func TestEngineKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	for i, fstype := range []string{"ext4", "xfs"} {
 		s := r.subject(fmt.Sprintf("engine-%d", i), fstype, 320*mib)
@@ -103,6 +104,7 @@ func (s *subject) refusedWhileStaged() {
 // TestEngineAsleepAtRestart: the engine process is stopped when the server dies, so that it does not see that. The next server
 // ends this very process, known by what it wrote into its locks: what waits for its device could not end otherwise.
 func TestEngineAsleepAtRestart(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	s := r.subject("asleep", "ext4", 128*mib)
 	s.do("attach", s.Attach)
@@ -126,6 +128,7 @@ func TestEngineAsleepAtRestart(t *testing.T) {
 
 // TestEngineAsleep: an engine that does not answer is no reason to let go, and nothing times out to OK. Awake again, it detaches clean.
 func TestEngineAsleep(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	s := r.subject("nap", "ext4", 128*mib)
 	s.do("attach", s.Attach)

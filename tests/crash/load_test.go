@@ -31,6 +31,7 @@ type subject struct {
 
 // TestKillUnderLoad kills the server while fio and a writer of our own write, sync and read back.
 func TestKillUnderLoad(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	subjects := []*subject{r.subject("kill-ext4", "ext4", 128*mib), r.subject("kill-xfs", "xfs", 320*mib)}
 	n := kills(t, 12, fullKills)

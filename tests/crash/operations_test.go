@@ -64,6 +64,7 @@ var operations = []operation{
 // TestKillDuringOperations kills the server at a random instant of every call. The call, repeated after the restart,
 // finishes the work; nothing is half done or left.
 func TestKillDuringOperations(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	n := kills(t, 1, fullKills/10)
 	for i := range n {

@@ -119,6 +119,7 @@ func (s *subject) isWhole() {
 // TestStoreVanishesUnderLoad: a disk fails. The volume goes on with two of three, and is rebuilt once the disk is mounted again,
 // under load as well; let go of meanwhile, its receipt says that it was degraded.
 func TestStoreVanishesUnderLoad(t *testing.T) {
+	t.Parallel()
 	r, disks := onDisks(t, 512*mib)
 	s := r.subject("vanish", "ext4", 64*mib)
 	s.do("attach", s.Attach)
@@ -157,6 +158,7 @@ func (s *subject) plugIn(d *disk) {
 
 // TestDiskFillsUnderLoad: one of three disks is full. The volume goes on, and comes back whole when there is room.
 func TestDiskFillsUnderLoad(t *testing.T) {
+	t.Parallel()
 	r, disks := onDisks(t, 256*mib)
 	s := r.subject("fill", "ext4", 64*mib)
 	s.do("attach", s.Attach)
@@ -176,6 +178,7 @@ func TestDiskFillsUnderLoad(t *testing.T) {
 
 // TestCreateOnFullDisk: where a replica cannot be made, none is, whether the room was known to be too small or ran out.
 func TestCreateOnFullDisk(t *testing.T) {
+	t.Parallel()
 	r, disks := onDisks(t, 64*mib, "--overcommit", "1000")
 	free := disks[1].fill()
 	r.refusesToCreate("full", codes.ResourceExhausted)
@@ -206,6 +209,7 @@ func (r *rig) refusesToCreate(name string, want codes.Code) {
 
 // TestReadOnlyStore: a store that cannot be written is away, and says why. It is no reason to stop.
 func TestReadOnlyStore(t *testing.T) {
+	t.Parallel()
 	r, disks := onDisks(t, 512*mib)
 	s := r.subject("readonly", "ext4", 64*mib)
 	r.must("stop", r.Stop())
@@ -228,6 +232,7 @@ func TestReadOnlyStore(t *testing.T) {
 // TestDamagedRecord: a replica whose record is damaged is unknown. It is asked nothing, and nobody resets it; attached, the
 // majority gives it theirs.
 func TestDamagedRecord(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	s := r.subject("damaged", "ext4", 64*mib)
 	s.do("attach", s.Attach)
@@ -275,6 +280,7 @@ func damage(t *testing.T, meta string) []byte {
 
 // TestSecondServer: two servers on the same stores. The second refuses, says who runs, and the first never notices.
 func TestSecondServer(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	s := r.subject("second", "ext4", 64*mib)
 	s.do("attach", s.Attach)
@@ -305,6 +311,7 @@ func TestSecondServer(t *testing.T) {
 
 // TestForeignDirectories: a directory that is somebody else's is refused by name, and left as it is.
 func TestForeignDirectories(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	r.must("stop", r.Stop())
 	photos := filepath.Join(r.Dir, "photos")

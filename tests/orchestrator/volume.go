@@ -50,13 +50,16 @@ func (m *Machine) Create(ctx context.Context, s Spec) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	base := filepath.Join(m.Dir, "mounts", r.Volume.VolumeId)
-	v := &Volume{
-		ID: r.Volume.VolumeId, Size: r.Volume.CapacityBytes, context: r.Volume.VolumeContext, spec: s, m: m,
-		Staging: filepath.Join(base, "staging"), Target: filepath.Join(base, "pod"),
-	}
+	v := m.Volume(r.Volume.VolumeId, s)
+	v.Size, v.context = r.Volume.CapacityBytes, r.Volume.VolumeContext
 	m.volumes = append(m.volumes, v)
 	return v, os.MkdirAll(v.Staging, 0o750)
+}
+
+// Volume is a volume that is asked for by its ID, as what the spec says; whether there is one, nobody knows yet.
+func (m *Machine) Volume(id string, s Spec) *Volume {
+	base := filepath.Join(m.Dir, "mounts", id)
+	return &Volume{ID: id, spec: s, m: m, Staging: filepath.Join(base, "staging"), Target: filepath.Join(base, "pod")}
 }
 
 // ControllerPublish is ControllerPublishVolume to this machine.
