@@ -8,6 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(shell id -u)
 FUZZ    ?= 5s
+N       ?= 200
 UNIT    := ./pkg/... ./cmd/... ./tests/house/...
 export CGO_ENABLED := 0
 
@@ -24,7 +25,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: FUZZ=5s (time for each fuzz target), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -58,8 +59,8 @@ else
 endif
 
 .PHONY: crash
-crash: deps build ## the kill tests in full: 200 kills under fio with verification (root)
-	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 90m -v ./tests/crash/...
+crash: deps build ## the kill tests in full: N kills under load, and in proportion during every call (root)
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_KILLS=$(N) go test -count=1 -timeout 180m -v ./tests/crash/...
 
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)
