@@ -51,6 +51,8 @@ var operations = []operation{
 		call: func(v *victim) func(context.Context) error { return v.Unpublish }},
 	{name: "NodeUnstageVolume", window: 500 * time.Millisecond, before: unpublished, after: isProven,
 		call: func(v *victim) func(context.Context) error { return v.Unstage }},
+	{name: "NodeUnstageVolume, after a kill", window: 300 * time.Millisecond, before: orphaned, after: isProven,
+		call: func(v *victim) func(context.Context) error { return v.Unstage }},
 	{name: "ControllerUnpublishVolume", window: 60 * time.Millisecond, before: unstaged, after: isDetached,
 		call: func(v *victim) func(context.Context) error { return v.ControllerUnpublish }},
 	// xfs: the kernel lets ext4 grow while mounted only with CAP_SYS_RESOURCE.
@@ -146,6 +148,14 @@ func used(v *victim) {
 
 func unpublished(v *victim) {
 	used(v)
+	v.do("unpublish", v.Unpublish)
+}
+
+// orphaned is unpublished, with a server that has just started and a writer that is dead.
+func orphaned(v *victim) {
+	used(v)
+	v.must("kill", v.KillAll())
+	v.start()
 	v.do("unpublish", v.Unpublish)
 }
 

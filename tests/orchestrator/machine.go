@@ -100,16 +100,21 @@ func (m *Machine) Arguments() []string {
 
 // Start runs `belay serve` and returns when it answers.
 func (m *Machine) Start(ctx context.Context) error {
-	m.server = exec.Command(m.Binary, m.Arguments()...)
-	m.server.Stdout, m.server.Stderr = m.log, m.log
-	m.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := m.server.Start(); err != nil {
+	if err := m.Launch(); err != nil {
 		return err
 	}
 	if err := m.connect(); err != nil {
 		return err
 	}
 	return m.awaitReady(ctx)
+}
+
+// Launch runs `belay serve` and does not wait until it answers.
+func (m *Machine) Launch() error {
+	m.server = exec.Command(m.Binary, m.Arguments()...)
+	m.server.Stdout, m.server.Stderr = m.log, m.log
+	m.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return m.server.Start()
 }
 
 // connect begins anew: a connection that remembers the last server's death would wait before it tries again.
@@ -175,6 +180,16 @@ func (m *Machine) Kill() error {
 	_ = m.server.Wait() // it was killed, as that says
 	m.server = nil
 	return nil
+}
+
+// KillAll is SIGKILL to the server and to all engine processes, as when their container is ended. It returns when the server is dead.
+func (m *Machine) KillAll() error {
+	for _, pid := range m.Processes() {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return m.Kill()
 }
 
 // Stop is SIGTERM: in order. It returns how the server ended.
