@@ -70,7 +70,7 @@ func parseCreation(r *csi.CreateVolumeRequest) (creation, error) {
 func (d *Driver) create(ctx context.Context, c creation, where *csi.TopologyRequirement) (engine.Volume, error) {
 	v, err := d.Control.Get(ctx, c.spec.ID)
 	if err == nil {
-		return v, c.satisfiedBy(v)
+		return d.finishCreation(ctx, c, v)
 	}
 	if !errors.Is(err, engine.ErrNotFound) {
 		return v, fmt.Errorf("volume %s: %w", c.spec.ID, err)
@@ -87,6 +87,18 @@ func (d *Driver) create(ctx context.Context, c creation, where *csi.TopologyRequ
 	}
 	if v, err = d.Control.Create(ctx, c.spec); err != nil {
 		return v, fmt.Errorf("volume %s of %s: %w", c.spec.ID, c.spec.Size, err)
+	}
+	return v, nil
+}
+
+// finishCreation has the engine make what an earlier call that was cut short did not come to; most often nothing.
+func (d *Driver) finishCreation(ctx context.Context, c creation, v engine.Volume) (engine.Volume, error) {
+	err := c.satisfiedBy(v)
+	if err != nil {
+		return v, err
+	}
+	if v, err = d.Control.Create(ctx, v.Spec); err != nil {
+		return v, fmt.Errorf("volume %s: finish its creation: %w", c.spec.ID, err)
 	}
 	return v, nil
 }
