@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -18,8 +17,9 @@ import (
 
 // Defaults of ServeOptions.
 const (
-	// readersMax: more readers than this gain nothing, and each keeps 1 MiB.
-	readersMax = 2
+	// readersDefault: requests are handed on, so that one reader keeps up; each further one is woken for every request that
+	// comes alone, and keeps 1 MiB.
+	readersDefault = 1
 	// inflightBytesDefault is room for 64 requests of the largest size.
 	inflightBytesDefault = 64 << 20
 	// inflightBytesMin lets a read and a write of the largest size run beside each other.
@@ -42,7 +42,7 @@ type ServeOptions struct {
 	// Resend has the kernel send again what an earlier server took and did not answer. That server must be provably
 	// dead: what it has taken would be served twice at once.
 	Resend bool
-	// Readers is how many goroutines take requests from the kernel; 0 means as many as can run at once, at most 2.
+	// Readers is how many goroutines take requests from the kernel; 0 means 1.
 	Readers int
 	// InflightBytes bounds the data of the requests being served; the rest waits in the kernel. 0 means 64 MiB, the
 	// least is 2 MiB.
@@ -53,7 +53,7 @@ type ServeOptions struct {
 
 func (o *ServeOptions) complete() error {
 	o.BlockSize = orDefault(o.BlockSize, blockSizeMin)
-	o.Readers = orDefault(o.Readers, min(runtime.GOMAXPROCS(0), readersMax))
+	o.Readers = orDefault(o.Readers, readersDefault)
 	o.InflightBytes = orDefault(o.InflightBytes, inflightBytesDefault)
 	o.Log = orDefault(o.Log, slog.New(slog.DiscardHandler))
 	if err := validBlockSize(o.BlockSize); err != nil {
