@@ -264,17 +264,19 @@ func TestRandomHistories(t *testing.T) {
 // TestFlushJoinsOnlyFlushes: a flush that comes while too many checksums wait for one is a flush nevertheless.
 func TestFlushJoinsOnlyFlushes(t *testing.T) {
 	const stride = store.EntriesPerPage * store.BlockSize // every write has its own page of entries
+	const most = 64
 	mem := vfs.NewMem()
-	l := newLab(t, mem, "/", 3, (dirtyPagesMax+8)*stride)
+	l := newLab(t, mem, "/", 3, (most+8)*stride)
 	s := l.open(ForDevice)
 	s.background.stop() // its flushes would be in the way
-	for i := range int64(dirtyPagesMax) {
+	s.pages.dirtyMax = most
+	for i := range int64(most) {
 		mustWrite(t, s, pattern(uint64(i), 4096), i*stride)
 	}
 	s.flushes.turn.Lock() // what comes now waits, and who comes later joins it
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := s.WriteAt(pattern(1, 4096), dirtyPagesMax*stride); err != nil {
+		if err := s.WriteAt(pattern(1, 4096), most*stride); err != nil {
 			t.Error(err)
 		}
 	})
@@ -292,7 +294,7 @@ func TestFlushJoinsOnlyFlushes(t *testing.T) {
 	l.fs = mem.CrashClone(nil) // everything is lost that was not synced
 	l.openDirs(3)
 	s = l.open(ForDevice)
-	for i := range int64(dirtyPagesMax) {
+	for i := range int64(most) {
 		mustRead(t, s, pattern(uint64(i), 4096), i*stride)
 	}
 }

@@ -16,19 +16,13 @@ func (s *Session) Flush() error {
 	return s.flushes.do(s.flush)
 }
 
-// Bounds of the entries that wait for a flush. At 128 blocks a page dirtyPagesMax is 16 MiB of memory: a write that finds more
-// waits for a flush. From dirtyPagesAhead on one is made in the background, so that none has to wait.
-const (
-	dirtyPagesMax   = 4096
-	dirtyPagesAhead = dirtyPagesMax / 2
-)
-
-// bound keeps the entries that wait for a flush within their bounds.
+// bound keeps the entries that wait for a flush within their bounds: a write that finds too many waits for one. From half of
+// that on one is made in the background, so that none has to wait.
 func (s *Session) bound() error {
 	switch n := s.pages.dirtyCount(); {
-	case n > dirtyPagesMax:
+	case n > s.pages.dirtyMax:
 		return s.Flush()
-	case n > dirtyPagesAhead:
+	case n > s.pages.dirtyMax/2:
 		select {
 		case s.background.flush <- struct{}{}:
 		default: // it was told already
@@ -70,12 +64,10 @@ func (s *Session) flushOnce() (failures, error) {
 func (s *Session) flushView() (failures, error) {
 	v := s.view.Load()
 	taken := s.pages.takeDirty()
-	runs := joinPages(taken)
-	failed := writePages(v.writers(), runs)
+	failed := writePages(v.writers(), joinPages(taken))
 	failed = append(failed, each(failed.spared(v.writers()), func(r *replica) error { return r.Sync() }, nil)...)
 	outcome := quorum.Acknowledgement(v.config.Members, failed.set(), failed.harmless())
 	lost := outcome == quorum.Refuse || outcome == quorum.Lost
-	releaseRuns(runs)
 	s.pages.done(taken, lost)
 	if lost {
 		return nil, s.allFailed(failed)
@@ -84,20 +76,16 @@ func (s *Session) flushView() (failures, error) {
 }
 
 // pageRun is a row of neighbouring pages of one region, so that one write carries them.
-type pageRun struct {
-	first int64
-	bytes []byte
-	owned bool // bytes are from the pool
-}
+type pageRun []takenPage
 
 // joinPages joins neighbours; the pages are in ascending order.
-func joinPages(taken []dirtyPage) (runs []pageRun) {
+func joinPages(taken []takenPage) (runs []pageRun) {
 	for i := 0; i < len(taken); {
 		n := 1
-		for i+n < len(taken) && neighbours(taken[i+n-1].page.index, taken[i+n].page.index) {
+		for i+n < len(taken) && neighbours(taken[i+n-1].index, taken[i+n].index) {
 			n++
 		}
-		runs = append(runs, joinRun(taken[i:i+n]))
+		runs = append(runs, taken[i:i+n])
 		i += n
 	}
 	return runs
@@ -107,25 +95,13 @@ func neighbours(a, b int64) bool {
 	return b == a+1 && b%store.PagesPerRegion != 0
 }
 
-func joinRun(taken []dirtyPage) pageRun {
-	run := pageRun{first: taken[0].page.index, bytes: taken[0].raw}
-	if len(taken) == 1 {
-		return run
+// copied is the content of the run, in a buffer from the pool.
+func (r pageRun) copied() []byte {
+	b := vfs.GetBuffer(len(r) * store.PageSize)
+	for i, t := range r {
+		t.copyTo(b[i*store.PageSize : (i+1)*store.PageSize])
 	}
-	run.owned = true
-	run.bytes = vfs.GetBuffer(len(taken) * store.PageSize)
-	for i, t := range taken {
-		copy(run.bytes[i*store.PageSize:], t.raw)
-	}
-	return run
-}
-
-func releaseRuns(runs []pageRun) {
-	for _, r := range runs {
-		if r.owned {
-			vfs.PutBuffer(r.bytes)
-		}
-	}
+	return b
 }
 
 // runsAtOnce bounds how many writes of a flush are under way on each replica.
@@ -134,15 +110,25 @@ const runsAtOnce = 64
 // writePages gives the runs to every replica, and returns who failed.
 func writePages(replicas []*replica, runs []pageRun) (failed failures) {
 	for batch := range slices.Chunk(runs, runsAtOnce) {
-		now := together(replicas, func(t *store.Transfers, r *replica) {
-			for _, run := range batch {
-				t.WriteEntries(r.Replica, run.bytes, run.first)
-			}
-		}, nil)
-		if len(now) > 0 {
-			failed = append(failed, now...)
-			replicas = now.spared(replicas)
+		now := writeRuns(replicas, batch)
+		failed = append(failed, now...)
+		replicas = now.spared(replicas)
+	}
+	return failed
+}
+
+func writeRuns(replicas []*replica, runs []pageRun) failures {
+	content := make([][]byte, len(runs))
+	for i, run := range runs {
+		content[i] = run.copied()
+	}
+	failed := together(replicas, func(t *store.Transfers, r *replica) {
+		for i, run := range runs {
+			t.WriteEntries(r.Replica, content[i], run[0].index)
 		}
+	}, nil)
+	for _, b := range content {
+		vfs.PutBuffer(b)
 	}
 	return failed
 }

@@ -11,10 +11,12 @@ import (
 )
 
 // Bounds of the cache of entries. A page is 4 KiB and covers 512 KiB of the volume: pagesMax covers 8 GiB that are
-// worked on at random with 64 MiB of memory; pagesIdle is what an idle volume keeps.
+// worked on at random with 64 MiB of memory; pagesIdle is what an idle volume keeps. Of dirty ones there are few more than
+// pagesDirtyMax. The more of them wait the fewer are written: blocks beside each other share a page, and neighbouring pages a write.
 const (
-	pagesMax  = 16384
-	pagesIdle = 256
+	pagesMax      = 16384
+	pagesDirtyMax = 8192
+	pagesIdle     = 256
 )
 
 // page holds the entries of 128 blocks as the engine expects them. Its bytes are in the store's format.
@@ -32,8 +34,9 @@ type page struct {
 
 // pages is what the engine expects of every block, kept in memory for what is worked on and read from a member otherwise.
 type pages struct {
-	load func(index int64, raw []byte) error
-	max  int
+	load     func(index int64, raw []byte) error
+	max      int
+	dirtyMax int
 
 	mu    sync.Mutex
 	all   map[int64]*page
@@ -42,7 +45,7 @@ type pages struct {
 }
 
 func newPages(load func(int64, []byte) error) *pages {
-	return &pages{load: load, max: pagesMax, all: map[int64]*page{}, order: list.New(), dirty: map[int64]*page{}}
+	return &pages{load: load, max: pagesMax, dirtyMax: pagesDirtyMax, all: map[int64]*page{}, order: list.New(), dirty: map[int64]*page{}}
 }
 
 // get returns the page, loaded and pinned: it stays until put.
@@ -181,48 +184,64 @@ func (p *page) entry(block int64) (e digest.Entry, sound bool) {
 
 func slot(block int64) int64 { return block % store.EntriesPerPage * digest.EntrySize }
 
-// takeDirty returns a copy of every page that the stores do not have yet, ordered, and counts them as written. Where
-// that write then fails, giveBack makes them dirty again.
-func (c *pages) takeDirty() []dirtyPage {
+// takenPage is a page that a flush writes. A filler is not dirty; it lies between two that are, so that one write carries all.
+type takenPage struct {
+	*page
+	filler bool
+}
+
+// fillMax is how many pages between two dirty ones are written with them: more bytes, and a write less.
+const fillMax = 2
+
+// takeDirty returns every page that the stores do not have yet, with fillers, in order and pinned until done.
+func (c *pages) takeDirty() []takenPage {
 	c.mu.Lock()
-	taken := make([]*page, 0, len(c.dirty))
+	dirty := make([]*page, 0, len(c.dirty))
 	for _, p := range c.dirty {
 		p.pins++
-		taken = append(taken, p)
+		dirty = append(dirty, p)
 	}
 	clear(c.dirty)
 	c.mu.Unlock()
-	slices.SortFunc(taken, func(a, b *page) int { return int(a.index - b.index) })
-	out := make([]dirtyPage, len(taken))
-	for i, p := range taken {
-		out[i] = p.copy()
+	slices.SortFunc(dirty, func(a, b *page) int { return int(a.index - b.index) })
+	out := make([]takenPage, 0, len(dirty))
+	for i, p := range dirty {
+		if i > 0 {
+			out = c.fill(out, dirty[i-1].index, p.index)
+		}
+		out = append(out, takenPage{page: p})
 	}
 	return out
 }
 
-func (p *page) copy() dirtyPage {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.dirty = false
-	raw := vfs.GetBuffer(store.PageSize)
-	copy(raw, p.raw)
-	return dirtyPage{page: p, raw: raw}
+// fill appends the pages between a and b where all of them are in memory and one write can carry them.
+func (c *pages) fill(out []takenPage, a, b int64) []takenPage {
+	if b-a-1 > fillMax || b-a == 1 || a/store.PagesPerRegion != b/store.PagesPerRegion {
+		return out
+	}
+	for _, p := range c.cached(a+1, b-1) {
+		out = append(out, takenPage{page: p, filler: true})
+	}
+	return out
 }
 
-// dirtyPage is a page as it was when a flush took it.
-type dirtyPage struct {
-	page *page
-	raw  []byte
+// copyTo copies the page as it is now, and counts it as written. Where that write then fails, done makes it dirty again.
+func (t takenPage) copyTo(dst []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	copy(dst, t.raw)
+	if !t.filler { // one that has become dirty meanwhile is the next flush's
+		t.dirty = false
+	}
 }
 
-// done gives the copies back after the stores have them; failed makes the pages dirty again.
-func (c *pages) done(taken []dirtyPage, failed bool) {
+// done gives the pages back after the stores have them; failed makes them dirty again.
+func (c *pages) done(taken []takenPage, failed bool) {
 	for _, t := range taken {
-		vfs.PutBuffer(t.raw)
-		if failed {
-			t.page.mu.Lock()
-			t.page.dirty = true
-			t.page.mu.Unlock()
+		if failed && !t.filler {
+			t.mu.Lock()
+			t.dirty = true
+			t.mu.Unlock()
 			c.touch(t.page)
 		}
 		c.put(t.page)
