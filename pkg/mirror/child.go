@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -22,10 +23,15 @@ import (
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
+// processorsMax is how many threads of an engine process run Go code at the same time. Requests wait for disks, and
+// threads that look for work are woken for nothing: with 64 a request took a fifth more CPU time than with 4.
+const processorsMax = 4
+
 // RunEngine is an engine process: the verb "engine" of the executable. It reads its order from in, says on out when it serves,
 // serves the device on descriptor 3, and ends when in does: it never outlives its parent, which holds the device open.
 func RunEngine(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE) // it ends with its parent, not with a terminal
+	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), processorsMax))
 	orders := json.NewDecoder(in)
 	say := speaker(out)
 	var o order
