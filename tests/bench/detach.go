@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -19,16 +18,17 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// Sizes of volumes, and amounts written in MiB since the last verification.
-var (
-	detachSizes   = []volume.Bytes{volume.GiB, 64 * volume.GiB, volume.TiB}
-	detachAmounts = []int{0, 16, 64, 256}
-)
+// detachSizes are those of the volumes.
+var detachSizes = []volume.Bytes{volume.GiB, 64 * volume.GiB, volume.TiB}
+
+// detachMost is the most that can be written since the last verification, in MiB: half of the smallest volume.
+const detachMost = 512
 
 // detachOptions are the flags of the benchmark of detaching.
 type detachOptions struct {
 	options
 	rounds  int
+	amounts []int // written since the last verification, in MiB
 	scatter bool
 	idle    time.Duration
 }
@@ -41,23 +41,21 @@ func newDetach() *cobra.Command {
 verification, compare, and seal with a receipt. That is what an unstage adds to an unmount; the device's end and its
 process's come on top. Three stores; nothing verifies in the background. Also the memory of an idle engine process.`,
 		Example: `  go run ./tests/bench detach
-  go run ./tests/bench detach --scatter     # written in blocks of 4 KiB here and there, the worst that a volume can do
+  go run ./tests/bench detach --scatter --mib 1,4   # in blocks of 4 KiB here and there, the worst that a volume can do
   go run ./tests/bench detach --rounds 40   # for a p99 that is one`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	o.options.register(cmd, "out/bench-detach.json")
 	cmd.Flags().IntVar(&o.rounds, "rounds", 15, "detaches of every kind")
+	cmd.Flags().IntSliceVar(&o.amounts, "mib", []int{0, 16, 64, 256}, "MiB written since the last verification")
 	cmd.Flags().BoolVar(&o.scatter, "scatter", false, "write blocks of 4 KiB at random instead of runs of 1 MiB")
 	cmd.Flags().DurationVar(&o.idle, "idle", 15*time.Second, "how long a volume has been idle when its engine's memory is read; 0: it is not read")
 	return cmd
 }
 
 func (o *detachOptions) run(ctx context.Context, out io.Writer) (err error) {
-	if o.rounds < 1 {
-		return fmt.Errorf("--rounds %d: want at least 1", o.rounds)
-	}
-	if err := o.check(); err != nil {
+	if err := o.validate(); err != nil {
 		return err
 	}
 	dirs, clean, err := workDirs(o.dirs)
@@ -77,6 +75,16 @@ func (o *detachOptions) run(ctx context.Context, out io.Writer) (err error) {
 	report := d.report()
 	report.print(out)
 	return writeJSON(o.json, report)
+}
+
+func (o *detachOptions) validate() error {
+	if o.rounds < 1 || len(o.amounts) == 0 {
+		return fmt.Errorf("--rounds %d --mib %v: want at least one of each", o.rounds, o.amounts)
+	}
+	if slices.Min(o.amounts) < 0 || slices.Max(o.amounts) > detachMost {
+		return fmt.Errorf("--mib %v: want 0 to %d", o.amounts, detachMost)
+	}
+	return o.check()
 }
 
 // detachKind is what a detach may depend on.
@@ -117,7 +125,7 @@ func (d *detaching) measure(ctx context.Context) error {
 	}
 	for round := range d.options.rounds {
 		fmt.Fprintf(d.say, "round %d of %d\n", round+1, d.options.rounds)
-		for _, mib := range detachAmounts {
+		for _, mib := range d.options.amounts {
 			if err := d.round(ctx, mib); err != nil {
 				return err
 			}
@@ -228,79 +236,4 @@ func scramble(p []byte) {
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], r*uint64(i+8))
 	}
-}
-
-// detachResult is a kind of detach, all rounds together; times in milliseconds.
-type detachResult struct {
-	SizeGiB  int64   `json:"sizeGiB"`
-	MiB      int     `json:"writtenMiB"`
-	Barrier  summary `json:"barrier"` // stop, evidence and seal
-	Stop     summary `json:"stop"`
-	Evidence summary `json:"evidence"`
-	Seal     summary `json:"seal"`
-	Floor    summary `json:"floor"` // of the same amount on raw files
-	All      summary `json:"all"`   // with the end of device and process
-}
-
-// summary describes durations in milliseconds.
-type summary struct {
-	P50 float64 `json:"p50ms"`
-	P99 float64 `json:"p99ms"`
-	Max float64 `json:"maxms"`
-}
-
-func summarize(times []detachTimes, of func(detachTimes) time.Duration) summary {
-	h := histogram{}
-	for _, t := range times {
-		h[of(t)]++
-	}
-	return h.summary()
-}
-
-func (h histogram) summary() summary {
-	ms := func(q float64) float64 { return microseconds(h.quantile(q)) / 1000 }
-	return summary{ms(0.5), ms(0.99), ms(1)}
-}
-
-func (d *detaching) report() *detachReport {
-	r := &detachReport{Machine: thisMachine(d.dirs), Rounds: d.options.rounds, Scatter: d.options.scatter, Memory: d.memory}
-	for _, mib := range detachAmounts {
-		for _, size := range detachSizes {
-			t := d.times[detachKind{size, mib}]
-			r.Results = append(r.Results, detachResult{
-				SizeGiB: int64(size / volume.GiB), MiB: mib, Floor: d.floors[mib].summary(),
-				Barrier: summarize(t, detachTimes.barrier), All: summarize(t, detachTimes.all),
-				Stop:     summarize(t, func(t detachTimes) time.Duration { return t.stop }),
-				Evidence: summarize(t, func(t detachTimes) time.Duration { return t.evidence }),
-				Seal:     summarize(t, func(t detachTimes) time.Duration { return t.seal }),
-			})
-		}
-	}
-	r.Aims = detachAims(r.Results, d.memory)
-	return r
-}
-
-// noiseMs is what medians may differ by, on top of a half, without meaning anything.
-const noiseMs = 10
-
-// detachAims are those of the design. The size of the volume must make no difference beyond noise.
-func detachAims(results []detachResult, memory []memory) (out []aim) {
-	medians := map[int][]float64{}
-	for _, r := range results {
-		medians[r.MiB] = append(medians[r.MiB], r.Barrier.P50)
-		switch r.MiB {
-		case 0:
-			out = append(out, atMost(fmt.Sprintf("nothing written, %d GiB: median in ms", r.SizeGiB), r.Barrier.P50, 50))
-		case 64:
-			out = append(out, atMost(fmt.Sprintf("64 MiB written, %d GiB: p99 in ms", r.SizeGiB), r.Barrier.P99, 250))
-		}
-	}
-	for _, mib := range detachAmounts {
-		least, most := slices.Min(medians[mib]), slices.Max(medians[mib])
-		out = append(out, atMost(fmt.Sprintf("%d MiB written: largest median of the sizes in ms, smallest %.1f", mib, least), most, math.Round(1.5*least+noiseMs)))
-	}
-	for _, m := range memory {
-		out = append(out, atMost(fmt.Sprintf("engine of an idle volume of 1 TiB, %s: RssAnon in MiB", m.After), m.Anonymous, 16))
-	}
-	return out
 }
