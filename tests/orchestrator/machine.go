@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -67,18 +66,13 @@ func New(binary, where string, n int) (*Machine, error) {
 	return m, err
 }
 
+// copyProgram leaves the copying to another process: a file that this one has open for writing is open in every child that is
+// started at that moment, too, and cannot be run.
 func copyProgram(to, from string) error {
-	r, err := os.Open(from)
-	if err != nil {
-		return err
+	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the program: %w: %s", err, out)
 	}
-	defer r.Close()
-	w, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, r)
-	return errors.Join(err, w.Close())
+	return nil
 }
 
 // State is the server's state directory.
@@ -111,10 +105,14 @@ func (m *Machine) Start(ctx context.Context) error {
 
 // Launch runs `belay serve` and does not wait until it answers.
 func (m *Machine) Launch() error {
-	m.server = exec.Command(m.Binary, m.Arguments()...)
-	m.server.Stdout, m.server.Stderr = m.log, m.log
-	m.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	return m.server.Start()
+	server := exec.Command(m.Binary, m.Arguments()...)
+	server.Stdout, server.Stderr = m.log, m.log
+	server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err := server.Start()
+	if err == nil {
+		m.server = server
+	}
+	return err
 }
 
 // connect begins anew: a connection that remembers the last server's death would wait before it tries again.
