@@ -1,13 +1,13 @@
 package mirror
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -41,8 +41,11 @@ type place struct {
 	why  error    // it is away
 }
 
-// identityMax is far more than an identity has.
-const identityMax = 4096
+// identityMax is far more than an identity has, stateMax than any file of the state directory.
+const (
+	identityMax = 4096
+	stateMax    = 1 << 20
+)
 
 const (
 	installationFile = "installation"
@@ -219,14 +222,14 @@ func (s *stores) close() {
 
 // identify reads or makes the identity of the installation, and what is known of the stores.
 func (s *stores) identify() error {
-	if err := s.fs.MkdirAll(s.state); err != nil {
+	if err := cmp.Or(s.fs.MkdirAll(s.state), s.fs.SyncDir(filepath.Dir(s.state))); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	text, err := os.ReadFile(filepath.Join(s.state, installationFile))
+	text, err := vfs.ReadFile(s.fs, filepath.Join(s.state, installationFile), stateMax)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		rand.Read(s.installation[:]) //nolint:errcheck // never fails (crypto/rand documentation)
-		if err := writeDurably(filepath.Join(s.state, installationFile), []byte(s.installation.String()+"\n")); err != nil {
+		if err := vfs.WriteFile(s.fs, filepath.Join(s.state, installationFile), []byte(s.installation.String()+"\n")); err != nil {
 			return err
 		}
 	case err != nil:
@@ -241,7 +244,7 @@ func (s *stores) identify() error {
 
 func (s *stores) recall() error {
 	s.known = map[string]quorum.UUID{}
-	text, err := os.ReadFile(filepath.Join(s.state, knownFile))
+	text, err := vfs.ReadFile(s.fs, filepath.Join(s.state, knownFile), stateMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -263,26 +266,5 @@ func (s *stores) remember(path string, id quorum.UUID) error {
 	if err != nil {
 		return err
 	}
-	return writeDurably(filepath.Join(s.state, knownFile), append(text, '\n'))
-}
-
-// writeDurably replaces a small file of the state directory whole.
-func writeDurably(name string, content []byte) error {
-	tmp := name + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, name); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return vfs.WriteFile(s.fs, filepath.Join(s.state, knownFile), append(text, '\n'))
 }
