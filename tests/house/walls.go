@@ -12,6 +12,8 @@ var Below = map[string][]string{
 	"pkg/volume": {},
 	"pkg/vfs":    {},
 	"pkg/wire":   {},
+	// What happened, for people: everybody tells it through callbacks that cmd wires, so only who shows it knows of it.
+	"pkg/history": {"pkg/volume", "pkg/vfs"},
 
 	// The contract and what is written in its words.
 	"pkg/engine":            {"pkg/volume"},
@@ -26,13 +28,15 @@ var Below = map[string][]string{
 	"pkg/mirror/quorum": {"pkg/volume"},
 	"pkg/mirror/digest": {"pkg/mirror/quorum", "pkg/volume"},
 	"pkg/mirror/store":  {"pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
-	"pkg/mirror": {"pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device",
+	// host runs the processes of any engine, so it knows the contract and no engine.
+	"pkg/host": {"pkg/device", "pkg/engine", "pkg/volume", "pkg/wire"},
+	"pkg/mirror": {"pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device", "pkg/host",
 		"pkg/volume", "pkg/vfs", "pkg/wire"},
 
 	// The column. The gate sees engines through the contract only; the servers see the gate.
 	"pkg/detach": {"pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
 	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
-	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/wire"},
+	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/history", "pkg/receipt", "pkg/volume", "pkg/wire"},
 
 	// Measuring is wired in cmd alone, so nothing measured knows of it and it knows the vocabulary only.
 	"pkg/telemetry": {"pkg/volume"},
