@@ -43,6 +43,7 @@ type serveConfig struct {
 	ForgottenAfter time.Duration
 	LogFormat      string
 	Verbosity      int
+	WithoutResend  bool
 
 	csiSocket string        // Endpoint as a path
 	node      volume.NodeID // NodeID, checked
@@ -58,6 +59,8 @@ func (c *serveConfig) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.HTTPEndpoint, "http-endpoint", defaultHTTP, "address of /metrics and /healthz, as :8080 (default: none)")
 	f.Float64Var(&c.Overcommit, "overcommit", defaultOvercommit, "how much is promised to volumes for each byte the stores have; volumes are thin")
 	f.DurationVar(&c.ForgottenAfter, "forgotten-after", detach.ForgottenAfter, "how long after its last target went a staged volume counts as forgotten by the orchestrator")
+	f.BoolVar(&c.WithoutResend, "without-resend", false, "start a host that behaves as on a kernel before 6.9")
+	_ = f.MarkHidden("without-resend")
 	addLogFlags(f, &c.LogFormat, &c.Verbosity)
 }
 

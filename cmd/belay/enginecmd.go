@@ -23,10 +23,10 @@ func tellEngines(format string, verbosity int) error {
 	return os.Setenv(envVerbosity, strconv.Itoa(verbosity))
 }
 
-// newEngine is the process of one attached volume. The server starts it and hands it the device; nobody else can.
+// newEngine is the process of one attached volume. The host starts it and hands it the device; nobody else can.
 func newEngine() *cobra.Command {
 	return &cobra.Command{
-		Use: "engine VOLUME", Hidden: true, Short: "the engine process of one volume, started by belay serve", GroupID: "roles",
+		Use: "engine VOLUME", Hidden: true, Short: "the engine process of one volume, started by belay host", GroupID: "roles",
 		Args: oneVolume,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			verbosity, _ := strconv.Atoi(os.Getenv(envVerbosity))
@@ -38,7 +38,7 @@ func newEngine() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return mirror.RunEngine(cmd.Context(), cmd.InOrStdin(), cmd.OutOrStdout(), log.With("process", os.Getpid()))
+			return mirror.RunEngine(cmd.Context(), version, cmd.InOrStdin(), cmd.OutOrStdout(), log.With("process", os.Getpid()))
 		},
 	}
 }

@@ -46,7 +46,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: "roles", Title: "Roles:"}, &cobra.Group{ID: "verbs", Title: "Questions to a running belay serve:"})
-	root.AddCommand(newServe(), newEngine())
+	root.AddCommand(newServe(), newHost(), newEngine())
 	for _, verb := range []*cobra.Command{newVolumes(o), newWhy(o), newReceipts(o), newVerify(o)} {
 		verb.GroupID = "verbs"
 		addShared(verb, o)

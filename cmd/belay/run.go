@@ -16,6 +16,7 @@ import (
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/driver"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror"
 	"github.com/belay-storage/belay/pkg/mount"
 	"github.com/belay-storage/belay/pkg/receipt"
@@ -25,9 +26,8 @@ import (
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
-// closeWithin bounds the flush of what is still attached at the end. A supervisor kills after its own bound, 30
-// seconds in Kubernetes, and then nothing is lost that was synced.
-const closeWithin = 20 * time.Second
+// ownProgram is this very program as another process finds it.
+func ownProgram() string { return fmt.Sprintf("/proc/%d/exe", os.Getpid()) }
 
 // self is this very program, also where its file was replaced by a newer one since it started.
 const self = "/proc/self/exe"
@@ -38,6 +38,9 @@ type service struct {
 	log     *slog.Logger
 	metrics *telemetry.Metrics
 	book    *receipt.Book
+	host    *host.Client
+	keeping chan struct{} // closed when no host is looked after any more; nil before
+	unkeep  context.CancelFunc
 	engine  *mirror.Engine
 	agent   *detach.Agent
 	gate    *detach.Gate
@@ -63,7 +66,7 @@ func serve(ctx context.Context, c *serveConfig, log *slog.Logger) error {
 // start opens everything in the order of who rests on whom. The stores' locks come before the sockets: a second server
 // on the same stores must not take a socket from the first.
 func (s *service) start(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{s.startState, s.startEngine, s.startDetach, s.startDriver, s.listen} {
+	for _, step := range []func(context.Context) error{s.startState, s.startHost, s.startEngine, s.startDetach, s.startDriver, s.listen} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -72,9 +75,6 @@ func (s *service) start(ctx context.Context) error {
 }
 
 func (s *service) startState(context.Context) error {
-	if err := tellEngines(s.config.LogFormat, s.config.Verbosity); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(s.config.State, 0o700); err != nil {
 		return fmt.Errorf("--state: %w", err)
 	}
@@ -86,10 +86,30 @@ func (s *service) startState(context.Context) error {
 	return nil
 }
 
+// startHost finds the host of this machine, or starts one, and starts another where it dies. It outlives this process.
+func (s *service) startHost(ctx context.Context) error {
+	s.host = host.NewClient(s.config.State)
+	if err := s.host.Ensure(ctx, s.config.launch()); err != nil {
+		return err
+	}
+	about, err := s.host.About(ctx)
+	if err != nil {
+		return err
+	}
+	s.log.Info("host", "process", about.PID, "version", about.Version, "since", about.Started)
+	keep, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	s.keeping, s.unkeep = make(chan struct{}), cancel
+	go func() {
+		defer close(s.keeping)
+		s.host.Keep(keep, s.config.launch(), func(err error) { s.log.Error("no host answers, and none can be started", "error", err) })
+	}()
+	return nil
+}
+
 func (s *service) startEngine(ctx context.Context) error {
 	e, err := mirror.New(mirror.Config{
 		FS: vfs.OS(), Stores: s.config.Stores, State: s.config.State, Node: s.config.node, Overcommit: s.config.Overcommit,
-		Executable: self, Log: s.log, Events: mirrorEvents(s.metrics),
+		Host: s.host, Executable: ownProgram(), Log: s.log, Events: mirrorEvents(s.metrics),
 	})
 	if err != nil {
 		return err
@@ -200,12 +220,14 @@ func (s *service) close() error {
 	if s.agent != nil {
 		s.agent.Close()
 	}
+	if s.unkeep != nil {
+		s.unkeep()
+		<-s.keeping
+	}
 	if s.engine == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
-	defer cancel()
-	if err := s.engine.Close(ctx); err != nil {
+	if err := s.engine.Close(context.Background()); err != nil {
 		return fmt.Errorf("closing the stores: %w", err)
 	}
 	return nil

@@ -6,16 +6,18 @@ import (
 	"github.com/belay-storage/belay/pkg/telemetry"
 )
 
-const serveLong = `Run the driver on this machine: all roles in one process tree.
+const serveLong = `Run the driver on this machine: all roles but the host and its engines, which it starts.
 
 Each --store keeps one copy of every volume; a volume with three replicas needs three stores, best on three disks. Stores are locked:
 a second server on any of them refuses to start and says who runs.
 
-On SIGTERM or SIGINT it stops taking calls, lets running ones finish for a while, flushes what is attached, and ends. Work that is not
-finished then, an unstage or a barrier, is in the stage journal, and the next start finishes it. A device ends with this process: a volume
-that is still staged must be staged again, and its filesystem is checked then. Drain the machine first where that matters.
+A host ("belay host", see there) keeps the devices and runs an engine process for each attached volume; where none answers one is started,
+as a process of its own. Whatever becomes of this server, killed, ended or replaced by a newer one, devices are served on.
 
-Killed, it loses nothing that was synced, and the next start goes on where it stopped.`
+On SIGTERM or SIGINT it stops taking calls, lets running ones finish for a while, and ends. Work that is not finished then, an unstage or
+a barrier, is in the stage journal, and the next start finishes it.
+
+Killed, it loses nothing, and the next start goes on where it stopped.`
 
 const serveExample = `  belay serve --store /srv/a --store /srv/b --store /srv/c
 

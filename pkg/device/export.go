@@ -110,3 +110,44 @@ func Adopt(c Config, channel *os.File, path string) (Export, error) {
 	}
 	return e, nil
 }
+
+// Frontend is a way to show a backend to the kernel as a block device that outlives its servers. A Server speaks FUSE's; another
+// frontend, such as NBD or ublk, comes with a server of its own.
+type Frontend interface {
+	// Create makes a device without a server and without a path yet: see [Export.Attach].
+	Create(c Config) (Export, error)
+	// Adopt makes this process a holder of a device that another one created and attached at path. The channel is
+	// the export's from now on, and closed where Adopt fails.
+	Adopt(c Config, channel *os.File, path string) (Export, error)
+	// Resend says whether this kernel can send the requests of a dead server again.
+	Resend() (bool, error)
+}
+
+// FUSE is the frontend of FUSE and loop, which needs no module beyond what every kernel has. WithoutResend has it behave as
+// on a kernel that cannot resend (Linux before 6.9), for tests.
+type FUSE struct{ WithoutResend bool }
+
+// Create implements Frontend.
+func (f FUSE) Create(c Config) (Export, error) { return f.limited(Create(c)) }
+
+// Adopt implements Frontend.
+func (f FUSE) Adopt(c Config, channel *os.File, path string) (Export, error) {
+	return f.limited(Adopt(c, channel, path))
+}
+
+// Resend implements Frontend.
+func (f FUSE) Resend() (bool, error) {
+	can, err := ResendSupported()
+	return can && !f.WithoutResend, err
+}
+
+func (f FUSE) limited(e Export, err error) (Export, error) {
+	if err != nil || !f.WithoutResend {
+		return e, err
+	}
+	return withoutResend{e}, nil
+}
+
+type withoutResend struct{ Export }
+
+func (withoutResend) Resend() bool { return false }

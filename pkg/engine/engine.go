@@ -72,7 +72,9 @@ type Control interface {
 	CreateSnapshot(ctx context.Context, id volume.ID, snapshot string) error
 	DeleteSnapshot(ctx context.Context, id volume.ID, snapshot string) error
 	Clone(ctx context.Context, source volume.ID, snapshot string, s Spec) (Volume, error)
-	Upgrade(ctx context.Context, id volume.ID, binary string) error
+	// Upgrade has an engine of another program serve the attached volume, without the workload noticing more than a
+	// pause. Where that one cannot serve the old one serves on, and the error says why. progress may be nil.
+	Upgrade(ctx context.Context, id volume.ID, binary string, progress func(Progress)) (Upgrade, error)
 	Salvage(ctx context.Context, id volume.ID, from ReplicaID, reason string) (Barrier, error)
 }
 
@@ -187,6 +189,15 @@ type Device struct {
 	Unclean bool `json:"unclean,omitempty"`
 	// Stalled says why requests wait now, empty where they do not.
 	Stalled string `json:"stalled,omitempty"`
+}
+
+// Upgrade is the outcome of an upgrade.
+type Upgrade struct {
+	Volume volume.ID `json:"volume"`
+	From   string    `json:"from"` // version
+	To     string    `json:"to"`
+	// Pause is how long requests waited.
+	Pause time.Duration `json:"pause"`
 }
 
 // Capacity is what can be promised to new volumes.

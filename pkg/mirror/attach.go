@@ -39,7 +39,11 @@ type OpenConfig struct {
 	// Holder is written into the replicas' locks for people and for the proof of death.
 	Holder string
 	// Boot identifies the running kernel: a cache that was lost with another one makes its replica lossy.
-	Boot     quorum.UUID
+	Boot quorum.UUID
+	// Warm: the guest's device is alive. nil: it is a new one.
+	Warm *Warm
+	// Suspend: where every member fails nobody is answered, since the engine after this one may.
+	Suspend  bool
 	Progress func(engine.Progress) // of the recovery; may be nil
 	Log      *slog.Logger
 	Events   Events

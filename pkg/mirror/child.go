@@ -8,14 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"runtime"
-	"sync"
-	"syscall"
-	"time"
 
-	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -27,59 +23,66 @@ import (
 // threads that look for work are woken for nothing: with 64 a request took a fifth more CPU time than with 4.
 const processorsMax = 4
 
-// RunEngine is an engine process: the verb "engine" of the executable. It reads its order from in, says on out when it serves,
-// serves the device on descriptor 3, and ends when in does: it never outlives its parent, which holds the device open.
-func RunEngine(ctx context.Context, in io.Reader, out io.Writer, log *slog.Logger) error {
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE) // it ends with its parent, not with a terminal
+// RunEngine is an engine process: the verb "engine" of the executable, started by a host. See host.RunEngine.
+func RunEngine(ctx context.Context, version string, in io.Reader, out io.Writer, log *slog.Logger) error {
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), processorsMax))
-	orders := json.NewDecoder(in)
-	say := speaker(out)
-	var o order
-	if err := orders.Decode(&o); err != nil {
-		return fmt.Errorf("engine process: order: %w", err)
-	}
-	orphaned := make(chan struct{})
-	go func() {
-		io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
-		close(orphaned)
-	}()
+	return host.RunEngine(ctx, in, out, program(version, log), log)
+}
+
+func program(version string, log *slog.Logger) host.Program {
 	count := newCounter()
-	s, err := openOrdered(ctx, o, say, count, log)
-	if err != nil {
-		say(word{Code: codeOf(err), Error: err.Error()})
-		return err
+	return host.Program{
+		Version: version, FormatMin: store.FormatVersion, FormatMax: store.FormatVersion,
+		Open: func(ctx context.Context, t host.Take, progress func(engine.Progress)) (host.Session, error) {
+			return openTaken(ctx, t, progress, count, log)
+		},
+		Methods: func(server *wire.Server, session func() (host.Session, error)) {
+			methods(server, func() (*Session, error) {
+				s, err := session()
+				if err != nil {
+					return nil, err
+				}
+				return s.(*served).Session, nil
+			}, count)
+		},
 	}
-	return serve(ctx, s, o, say, count, orphaned, log)
 }
 
-func speaker(out io.Writer) func(word) {
-	var mu sync.Mutex
-	lines := json.NewEncoder(out)
-	return func(w word) {
-		mu.Lock()
-		defer mu.Unlock()
-		lines.Encode(w) //nolint:errcheck // a parent that does not listen is dead
-	}
+// served is a Session with what a host wants to know of it.
+type served struct {
+	*Session
+	unclean bool
 }
 
-func codeOf(err error) string {
-	for code, class := range engine.Codes {
-		if errors.Is(err, class) {
-			return code
-		}
+func openTaken(ctx context.Context, t host.Take, progress func(engine.Progress), count *counter, log *slog.Logger) (host.Session, error) {
+	var o order
+	if err := json.Unmarshal(t.Order, &o); err != nil {
+		return nil, fmt.Errorf("engine process: order: %w", err)
 	}
-	return ""
-}
-
-func openOrdered(ctx context.Context, o order, say func(word), count *counter, log *slog.Logger) (*Session, error) {
-	fsys := vfs.OS()
 	var installation, boot quorum.UUID
 	if err := errors.Join(installation.UnmarshalText([]byte(o.Installation)), boot.UnmarshalText([]byte(o.Boot))); err != nil {
+		return nil, fmt.Errorf("engine process: order: %w", err)
+	}
+	fsys := vfs.OS()
+	c := OpenConfig{
+		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(), Progress: progress,
+		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) },
+		Holder:  holderText("engine", string(o.Node), o.Volume, os.Getpid()),
+		Stores:  openHomes(fsys, o.Stores, installation, log),
+		Suspend: true,
+	}
+	if t.Warm {
+		c.Warm = warmOf(t)
+	}
+	s, err := Open(ctx, c)
+	if err != nil {
 		return nil, err
 	}
-	find := func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) }
-	var dirs []*store.Dir
-	for _, h := range o.Stores {
+	return &served{Session: s, unclean: s.unclean}, nil
+}
+
+func openHomes(fsys vfs.FS, homes []home, installation quorum.UUID, log *slog.Logger) (dirs []*store.Dir) {
+	for _, h := range homes {
 		d, err := h.open(fsys, installation)
 		if err != nil {
 			log.Warn("store cannot be opened", "store", h.Path, "cause", err)
@@ -87,94 +90,85 @@ func openOrdered(ctx context.Context, o order, say func(word), count *counter, l
 		}
 		dirs = append(dirs, d)
 	}
-	return Open(ctx, OpenConfig{
-		ID: o.Volume, Stores: dirs, Find: find, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(),
-		Holder:   holderText("engine", string(o.Node), o.Volume, os.Getpid()),
-		Progress: func(p engine.Progress) { say(word{Progress: &p}) },
-	})
+	return dirs
 }
 
-// serve answers the device and the parent until the parent or the device is gone, and then closes the session.
-func serve(ctx context.Context, s *Session, o order, say func(word), count *counter, orphaned <-chan struct{}, log *slog.Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	l, err := wire.Listen(o.Socket)
-	if err != nil {
-		say(word{Error: err.Error()})
-		s.Close()
-		return err
+// warmOf is what is known of the engine before.
+func warmOf(t host.Take) *Warm {
+	w := &Warm{After: readyOf(t.Previous).Writer}
+	var last words
+	if json.Unmarshal(t.Words, &last) == nil {
+		w.Lossy = last.Lossy
 	}
-	defer l.Close()
-	blockSize := s.super.LogicalBlockSize
-	var servers sync.WaitGroup
-	ends := make(chan error, 2)
-	servers.Go(func() { ends <- methods(s, count, log).Serve(ctx, l) })
-	channel := os.NewFile(channelFD, "device")
-	servers.Go(func() {
-		ends <- device.Serve(ctx, channel, s, device.ServeOptions{Name: string(o.Volume), BlockSize: blockSize, Log: log})
-	})
-	say(word{Ready: &ready{Writer: s.epoch, Unclean: s.unclean, Blank: s.Blank(), BlockSize: blockSize}})
-	select {
-	case <-orphaned:
-	case err = <-ends:
-	}
-	cancel()
-	return errors.Join(err, leave(s, &servers))
+	return w
 }
 
-// leaveWithin bounds how long an engine process takes to end. Requests that wait for replicas wait for ever, and where the
-// parent is dead nobody else can end the process: what uses the device would wait with it.
-const leaveWithin = 10 * time.Second
+func (s *served) Name() string   { return string(s.id) }
+func (s *served) BlockSize() int { return s.super.LogicalBlockSize }
+func (s *served) Format() int    { return store.FormatVersion }
+func (s *served) Prepare() error { return s.Flush() }
 
-// leave flushes and closes the session once nobody uses it any more: a request that found a replica closed would take it
-// for failed, and exclude it.
-func leave(s *Session, servers *sync.WaitGroup) error {
-	left := make(chan error, 1)
-	go func() {
-		servers.Wait()
-		var err error
-		if !s.Sealed() {
-			err = s.Flush()
-		}
-		s.Close()
-		left <- err
-	}()
-	select {
-	case err := <-left:
-		return err
-	case <-time.After(leaveWithin):
-		return fmt.Errorf("volume %s: requests are still waiting after %v: the process ends without them", s.id, leaveWithin)
-	}
+func (s *served) Info() any {
+	return ready{Writer: s.epoch, Unclean: s.unclean, BlockSize: s.super.LogicalBlockSize}
 }
 
-// methods are what the parent can ask.
-func methods(s *Session, count *counter, log *slog.Logger) *wire.Server {
-	server := wire.NewServer(engine.Codes, log)
-	wire.Handle(server, "status", func(context.Context, nothing, func(engine.Progress)) (status, error) { return s.status(), nil })
+func (s *served) Words() any {
+	return words{Cause: fmt.Sprint(s.LostCause()), Lossy: s.LossyMembers()}
+}
+
+// Close flushes where the volume is not sealed: what was not synced should not be lost for want of it.
+func (s *served) Close() error {
+	var err error
+	if !s.Sealed() {
+		err = s.Flush()
+	}
+	s.Session.Close()
+	return err
+}
+
+// methods are what the node half can ask.
+func methods(server *wire.Server, session func() (*Session, error), count *counter) {
 	wire.Handle(server, "tally", func(ctx context.Context, _ nothing, report func(tally)) (nothing, error) {
 		count.follow(ctx, report)
 		return nothing{}, nil
 	})
-	wire.Handle(server, "stop", func(context.Context, nothing, func(engine.Progress)) (nothing, error) { return nothing{}, s.Stop() })
-	wire.Handle(server, "evidence", func(ctx context.Context, _ nothing, report func(engine.Progress)) (engine.Barrier, error) {
+	answer(server, session, "status", func(_ context.Context, s *Session, _ nothing, _ func(engine.Progress)) (status, error) {
+		return s.status(), nil
+	})
+	answer(server, session, "stop", func(_ context.Context, s *Session, _ nothing, _ func(engine.Progress)) (nothing, error) {
+		return nothing{}, s.Stop()
+	})
+	answer(server, session, "evidence", func(ctx context.Context, s *Session, _ nothing, report func(engine.Progress)) (engine.Barrier, error) {
 		return s.Evidence(ctx, report)
 	})
-	wire.Handle(server, "seal", func(_ context.Context, q sealing, _ func(engine.Progress)) (nothing, error) {
+	answer(server, session, "seal", func(_ context.Context, s *Session, q sealing, _ func(engine.Progress)) (nothing, error) {
 		return nothing{}, s.Seal(q.Barrier, q.Receipt)
 	})
-	wire.Handle(server, "expand", func(_ context.Context, size volume.Bytes, _ func(engine.Progress)) (nothing, error) {
+	answer(server, session, "expand", func(_ context.Context, s *Session, size volume.Bytes, _ func(engine.Progress)) (nothing, error) {
 		return nothing{}, s.Update(growTo(size))
 	})
-	wire.Handle(server, "format", func(_ context.Context, f engine.Format, _ func(engine.Progress)) (nothing, error) {
+	answer(server, session, "format", func(_ context.Context, s *Session, f engine.Format, _ func(engine.Progress)) (nothing, error) {
 		return nothing{}, s.Update(formatTo(f))
 	})
-	wire.Handle(server, "quarantine", func(_ context.Context, f []engine.Finding, _ func(engine.Progress)) (nothing, error) {
+	answer(server, session, "quarantine", func(_ context.Context, s *Session, f []engine.Finding, _ func(engine.Progress)) (nothing, error) {
 		return nothing{}, s.Update(quarantine(f))
 	})
-	wire.Handle(server, "verify", func(ctx context.Context, _ nothing, report func(engine.Progress)) (engine.Verification, error) {
+	answer(server, session, "verify", func(ctx context.Context, s *Session, _ nothing, report func(engine.Progress)) (engine.Verification, error) {
 		return s.ScrubNow(ctx, report)
 	})
-	return server
+}
+
+// answer adds a method of the session. A process that stands by has none, and the caller asks the one that serves.
+func answer[Req, Resp any](server *wire.Server, session func() (*Session, error), name string,
+	f func(context.Context, *Session, Req, func(engine.Progress)) (Resp, error),
+) {
+	wire.Handle(server, name, func(ctx context.Context, q Req, report func(engine.Progress)) (resp Resp, err error) {
+		s, err := session()
+		if err != nil {
+			return resp, err
+		}
+		return f(ctx, s, q, report)
+	})
 }
 
 func (s *Session) status() status {

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -42,8 +43,12 @@ func (e *Engine) maybeAway(err error) error {
 
 // live adds what only the engine process knows: how far a rebuild is, which replica failed just now.
 func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
-	p, _ := e.handle(v.ID).running()
-	if p == nil {
+	p, err := e.alive(ctx, v.ID)
+	if err != nil || p == nil {
+		return v
+	}
+	if why := p.waits(); why != "" {
+		v.State, v.Reason = engine.Unavailable, "requests wait: "+why
 		return v
 	}
 	st, err := p.status(ctx)
@@ -94,10 +99,15 @@ func (e *Engine) change(ctx context.Context, id volume.ID, remote func(*process)
 		return err
 	}
 	defer h.unlock()
-	if p, recovery := h.running(); p != nil {
-		return remote(p)
-	} else if recovery != nil {
+	if recovery := h.recovering(); recovery != nil {
 		return recovery.Update(local)
+	}
+	p, err := e.alive(ctx, id)
+	switch {
+	case err != nil:
+		return err
+	case p != nil:
+		return remote(p)
 	}
 	return e.update(ctx, id, local)
 }
@@ -227,8 +237,8 @@ func (e *Engine) Unpublish(ctx context.Context, a volume.Attachment) error {
 	case !v.Sealed:
 		return fmt.Errorf("%w: %s: writer of epoch %d", engine.ErrNotSealed, a, v.Writer)
 	}
-	if p, _ := h.running(); p != nil {
-		return fmt.Errorf("%w: %s: its device is still there", engine.ErrNotSealed, a)
+	if p, err := e.alive(ctx, a.Volume); err != nil || p != nil {
+		return errors.Join(err, fmt.Errorf("%w: %s: its device is still there", engine.ErrNotSealed, a))
 	}
 	return e.update(ctx, a.Volume, func(c *quorum.Config) error {
 		c.Published, c.Flags = 0, c.Flags&^quorum.Staged
@@ -250,9 +260,6 @@ func (e *Engine) DeleteSnapshot(context.Context, volume.ID, string) error {
 func (e *Engine) Clone(context.Context, volume.ID, string, engine.Spec) (engine.Volume, error) {
 	return engine.Volume{}, engine.ErrUnsupported
 }
-
-// Upgrade implements engine.Control.
-func (e *Engine) Upgrade(context.Context, volume.ID, string) error { return engine.ErrUnsupported }
 
 // Salvage implements engine.Control.
 func (e *Engine) Salvage(context.Context, volume.ID, engine.ReplicaID, string) (engine.Barrier, error) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -23,6 +24,8 @@ type Config struct {
 	Node   volume.NodeID
 	// Overcommit is how much is promised for each byte the stores have; 1 promises what is there.
 	Overcommit float64
+	// Host keeps the devices and runs the engine processes.
+	Host *host.Client
 	// Executable is the program that RunEngine is the verb "engine" of; one process of it runs for each attached volume.
 	Executable string
 	Log        *slog.Logger
@@ -33,8 +36,10 @@ type Config struct {
 // Start takes the stores' locks.
 type Engine struct {
 	Config
-	stores *stores
-	boot   quorum.UUID
+	stores  *stores
+	boot    quorum.UUID
+	stop    context.CancelFunc // of what follows the host
+	follows sync.WaitGroup
 
 	mu      sync.Mutex
 	volumes map[volume.ID]*handle
@@ -51,7 +56,6 @@ type handle struct {
 	change chan struct{} // a lock that can be waited for with a context
 
 	mu       sync.Mutex // guards the rest
-	process  *process   // the engine process of its device
 	recovery *Session   // in the place of a lost writer
 	verify   context.CancelFunc
 	attach   job[engine.Device]
@@ -64,6 +68,8 @@ func New(c Config) (*Engine, error) {
 	switch {
 	case len(c.Stores) == 0:
 		return nil, fmt.Errorf("%w: no store given; name at least one directory", engine.ErrInvalid)
+	case c.Host == nil:
+		return nil, errors.New("mirror: a host is required")
 	case c.Overcommit < 1:
 		return nil, fmt.Errorf("%w: overcommit %v: at least 1", engine.ErrInvalid, c.Overcommit)
 	}
@@ -79,44 +85,36 @@ func New(c Config) (*Engine, error) {
 	return &Engine{Config: c, boot: boot, volumes: map[volume.ID]*handle{}, stores: &stores{fs: c.FS, state: c.State, paths: c.Stores, log: c.Log}}, nil
 }
 
-// Start opens and locks the stores and finishes what a killed predecessor left half done. A store that is away is
-// reported and taken in when it is back; one that is somebody else's, or in use by another process, is an error.
+// Start opens and locks the stores and finishes what a killed predecessor left half done; volumes that are attached go on being so.
+// A store that is away is reported and taken in when it is back; one that is somebody else's, or in use by another
+// process, is an error.
 func (e *Engine) Start(ctx context.Context) error {
 	if err := e.stores.open(e.holder("serve", "")); err != nil {
 		e.stores.close()
 		return err
 	}
-	e.endOrphans(ctx)
 	e.finishRemovals()
+	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
+	e.follows.Go(func() { e.follow(ctx) })
 	return nil
 }
 
-// Close flushes and ends the engine processes and gives the stores back. Devices that are still attached end with their
-// processes; what was flushed is safe.
-func (e *Engine) Close(ctx context.Context) error {
+// Close gives the stores back. Attached volumes stay so: their devices are the host's.
+func (e *Engine) Close(context.Context) error {
+	if e.stop != nil {
+		e.stop()
+		e.follows.Wait()
+	}
 	e.mu.Lock()
 	handles := e.volumes
 	e.volumes = map[volume.ID]*handle{}
 	e.mu.Unlock()
-	var errs []error
 	for _, h := range handles {
-		errs = append(errs, h.close(ctx))
+		if r := h.recovering(); r != nil {
+			r.Close()
+		}
 	}
 	e.stores.close()
-	return errors.Join(errs...)
-}
-
-func (h *handle) close(ctx context.Context) error {
-	h.mu.Lock()
-	p, recovery := h.process, h.recovery
-	h.process, h.recovery = nil, nil
-	h.mu.Unlock()
-	if recovery != nil {
-		recovery.Close()
-	}
-	if p != nil {
-		return p.leave(ctx)
-	}
 	return nil
 }
 
@@ -153,15 +151,17 @@ func (h *handle) interruptVerify() {
 	}
 }
 
-// running returns the live engine process, and the session in a lost writer's place. A process that died leaves no more
-// than its dead device behind.
-func (h *handle) running() (*process, *Session) {
+// recovering is the session in a lost writer's place, nil where there is none.
+func (h *handle) recovering() *Session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.process != nil && h.process.gone() {
-		h.process = nil
-	}
-	return h.process, h.recovery
+	return h.recovery
+}
+
+func (h *handle) setRecovery(s *Session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.recovery = s
 }
 
 // holder is what is written into locks: for people, and for the proof that a holder is dead.

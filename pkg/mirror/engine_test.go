@@ -7,32 +7,51 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/engine/enginetest"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// The test binary is its own engine process.
+// The test binary is its own host and its own engine process.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "engine" {
-		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-		if err := RunEngine(context.Background(), os.Stdin, os.Stdout, log); err != nil {
-			fmt.Fprintln(os.Stderr, "engine:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	role := ""
+	if len(os.Args) > 1 {
+		role = os.Args[1]
 	}
-	os.Exit(m.Run())
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	var err error
+	switch role {
+	case "engine":
+		err = RunEngine(context.Background(), "test", os.Stdin, os.Stdout, log)
+	case "host":
+		err = runTestHost(os.Args[2], log)
+	default:
+		os.Exit(m.Run())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, role+":", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func runTestHost(state string, log *slog.Logger) error {
+	h, err := host.New(host.Config{State: state, Version: "test", Frontend: device.FUSE{}, WhileNeeded: true, Log: log})
+	if err != nil {
+		return err
+	}
+	return h.Serve(context.Background())
 }
 
 func needsRoot(t *testing.T) {
@@ -46,6 +65,7 @@ func needsRoot(t *testing.T) {
 type rig struct {
 	t      *testing.T
 	root   string
+	host   *host.Client
 	engine *Engine
 }
 
@@ -59,7 +79,7 @@ func newRig(t *testing.T) *rig {
 
 func (r *rig) config() Config {
 	return Config{
-		FS: vfs.OS(), State: filepath.Join(r.root, "state"), Node: "n1", Overcommit: 1000, Executable: os.Args[0],
+		FS: vfs.OS(), State: filepath.Join(r.root, "state"), Node: "n1", Overcommit: 1000, Executable: os.Args[0], Host: r.host,
 		Stores: []string{r.path(0), r.path(1), r.path(2)}, Log: slog.New(slog.NewTextHandler(r.t.Output(), nil)),
 	}
 }
@@ -68,9 +88,15 @@ func (r *rig) path(i int) string { return filepath.Join(r.root, fmt.Sprint("stor
 
 func (r *rig) start() {
 	r.t.Helper()
+	state := filepath.Join(r.root, "state")
+	r.host = host.NewClient(state)
+	err := r.host.Ensure(r.t.Context(), host.Launch{Executable: os.Args[0], Args: []string{"belay", "host", state}, Log: os.Stderr})
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	e, err := New(r.config())
 	if err == nil {
-		err = e.Start(r.t.Context())
+		err = e.Start(context.Background())
 	}
 	if err != nil {
 		r.t.Fatal(err)
@@ -78,44 +104,66 @@ func (r *rig) start() {
 	r.engine = e
 }
 
-// restart does what a SIGKILL of the server does: its engine processes see their parent gone.
+// restart does what a SIGKILL of everything does, the server, the host and the engines.
 func (r *rig) restart(*testing.T) (engine.Control, engine.Node) {
 	r.killAll()
-	r.engine.stores.close()
+	r.engine.Close(context.Background())
 	r.start()
 	return r.engine, r.engine
 }
 
+// killAll kills the host first, so that it starts no further engine.
 func (r *rig) killAll() {
-	r.engine.mu.Lock()
-	defer r.engine.mu.Unlock()
-	for _, h := range r.engine.volumes {
-		if p, recovery := h.running(); p != nil {
-			p.kill()
-		} else if recovery != nil {
-			recovery.Close()
-		}
+	r.t.Helper()
+	ctx := context.Background()
+	devices, err := r.host.Devices(ctx)
+	if err != nil {
+		r.t.Fatal(err)
 	}
-	r.engine.volumes = map[volume.ID]*handle{}
+	r.killHost()
+	for _, d := range devices {
+		killProcess(r.t, d.Engine.PID)
+	}
+}
+
+func (r *rig) killHost() {
+	r.t.Helper()
+	about, err := r.host.About(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	killProcess(r.t, about.PID)
+}
+
+// killProcess returns when the process is dead.
+func killProcess(t *testing.T, pid int) {
+	t.Helper()
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // dead
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		t.Error(err)
+	}
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20_000); n == 0 {
+		t.Errorf("process %d does not die: %v", pid, err)
+	}
 }
 
 func (r *rig) clean() {
-	mine := maps.Clone(r.engine.volumes)
-	r.killAll()
-	r.engine.stores.close()
-	all, err := device.Leftovers()
+	ctx := context.Background()
+	devices, err := r.host.Devices(ctx)
 	if err != nil {
 		r.t.Error(err)
 	}
-	for _, l := range all {
-		for id := range mine {
-			if l.Of(r.engine.deviceName(id)) {
-				if err := device.Remove(context.Background(), l.Path); err != nil {
-					r.t.Error(err)
-				}
-			}
+	for _, d := range devices {
+		if err := errors.Join(r.host.GiveUp(ctx, d.Volume, "end of the test"), r.host.Detach(ctx, d.Volume)); err != nil {
+			r.t.Error(err)
 		}
 	}
+	r.engine.Close(ctx)
+	r.killHost()
 }
 
 // blockDevice is a device opened for the suite.
@@ -149,9 +197,10 @@ func (r *rig) harness() *enginetest.Harness {
 			return blockDevice{f}
 		},
 		Restart: r.restart,
-		Kill: func(_ *testing.T, id volume.ID) {
-			p, _ := r.engine.handle(id).running()
-			p.kill()
+		Kill: func(t *testing.T, id volume.ID) {
+			if err := r.host.GiveUp(context.Background(), id, "test"); err != nil {
+				t.Fatal(err)
+			}
 		},
 		Damage: r.damage,
 		Down:   func(t *testing.T, id engine.ReplicaID) { r.move(t, id, "", ".away") },
@@ -306,16 +355,13 @@ func TestEngineLifeCycle(t *testing.T) {
 	}
 }
 
-// TestKilledEngine: the engine process dies; the gate takes its place, and what was synced is there.
-func TestKilledEngine(t *testing.T) {
+// TestLostDevice: host and engine die; the gate takes the writer's place, and what was synced is there.
+func TestLostDevice(t *testing.T) {
 	r := newRig(t)
 	a, d := r.create("killed")
-	if out, err := exec.Command("dd", "if=/dev/urandom", "of="+d.Path, "bs=64k", "count=16", "oflag=direct", "conv=fsync").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	fill(t, d.Path)
 	before := md5sum(t, d.Path)
-	p, _ := r.engine.handle("killed").running()
-	p.kill()
+	r.restart(t)
 	if _, err := r.engine.Attached(t.Context(), "killed"); !errors.Is(err, engine.ErrDeviceLost) {
 		t.Fatalf("after the kill: %v", err)
 	}
@@ -340,15 +386,70 @@ func TestKilledEngine(t *testing.T) {
 	r.detach(a)
 }
 
-// TestOrphanedEngineEnds: an engine process does not outlive its parent, and its locks go with it.
-func TestOrphanedEngineEnds(t *testing.T) {
-	r := newRig(t)
-	r.create("orphan")
-	p, _ := r.engine.handle("orphan").running()
-	p.alive.Close() // all that the death of the parent does
-	select {
-	case <-p.ended:
-	case <-time.After(30 * time.Second):
-		t.Fatal("the engine process goes on without its parent")
+func fill(t *testing.T, device string) {
+	t.Helper()
+	out, err := exec.Command("dd", "if=/dev/urandom", "of="+device, "bs=64k", "count=16", "oflag=direct", "conv=fsync").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
+}
+
+// TestEngineDiesAndAnotherTakesOver: the device is the same, and what was written to it, synced or not, is there.
+func TestEngineDiesAndAnotherTakesOver(t *testing.T) {
+	r := newRig(t)
+	a, d := r.create("warm")
+	out, err := exec.Command("dd", "if=/dev/urandom", "of="+d.Path, "bs=64k", "count=16", "oflag=direct").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	before := md5sum(t, d.Path)
+	for range 3 {
+		was := r.pid("warm")
+		killProcess(t, was)
+		if md5sum(t, d.Path) != before {
+			t.Fatal("content changed")
+		}
+		if r.pid("warm") == was {
+			t.Fatal("nobody took over")
+		}
+	}
+	now, err := r.engine.Attached(t.Context(), "warm")
+	if err != nil || now.Path != d.Path || now.Writer <= d.Writer {
+		t.Fatalf("before %+v, after %+v: %v", d, now, err)
+	}
+	if b := r.detach(a); !b.Clean {
+		t.Error("the barrier of a writer that flushed is not clean")
+	}
+}
+
+func (r *rig) pid(id volume.ID) int {
+	r.t.Helper()
+	d, err := r.host.Device(r.t.Context(), id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return d.Engine.PID
+}
+
+// TestServerAndHostDie: neither takes a device away, and the next ones find everything.
+func TestServerAndHostDie(t *testing.T) {
+	r := newRig(t)
+	a, d := r.create("kept")
+	fill(t, d.Path)
+	before := md5sum(t, d.Path)
+	served := r.pid("kept")
+	r.killHost()
+	r.engine.Close(t.Context())
+	if md5sum(t, d.Path) != before {
+		t.Error("content changed without host and server")
+	}
+	r.start()
+	if r.pid("kept") != served {
+		t.Error("another engine serves")
+	}
+	killProcess(t, served) // the new host looks after an engine that it did not start
+	if md5sum(t, d.Path) != before {
+		t.Error("content changed")
+	}
+	r.detach(a)
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -18,6 +19,8 @@ type Events struct {
 	Scrubbed func(id volume.ID, n volume.Bytes)
 	// Engine: the volume's engine process started (true) or ended.
 	Engine func(id volume.ID, up bool)
+	// Host: the host tells of a device. At least once each, in order; what happened while nobody asked comes later.
+	Host func(host.Event)
 }
 
 func (e Events) replicas(s *Session) {

@@ -2,11 +2,13 @@ package mirror
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -26,60 +28,63 @@ func (e *Engine) Attach(ctx context.Context, a volume.Attachment) (engine.Device
 }
 
 func (e *Engine) attach(ctx context.Context, h *handle, a volume.Attachment, report func(engine.Progress)) (engine.Device, error) {
-	d, err := e.Attached(ctx, a.Volume)
-	if p, _ := h.running(); err == nil && p.attachment.Epoch != a.Epoch {
-		return d, fmt.Errorf("%w: %s: attached is %s", engine.ErrStaleEpoch, a, p.attachment)
+	p, err := e.process(ctx, a.Volume)
+	switch {
+	case err == nil && p.epoch() != a.Epoch:
+		return engine.Device{}, fmt.Errorf("%w: %s: attached is epoch %d", engine.ErrStaleEpoch, a, p.epoch())
+	case err != nil && !isNotFound(err):
+		return engine.Device{}, err
+	case h.recovering() != nil:
+		return engine.Device{}, fmt.Errorf("%w: %s: the gate has taken the place of its lost writer; finish the detach first", engine.ErrDeviceLost, a)
 	}
-	if !isNotFound(err) {
-		return d, err
-	}
-	if _, recovery := h.running(); recovery != nil {
-		return d, fmt.Errorf("%w: %s: the gate has taken the place of its lost writer; finish the detach first", engine.ErrDeviceLost, a)
-	}
-	v, err := e.Get(ctx, a.Volume)
+	s, err := e.spec(ctx, a)
 	if err != nil {
-		return d, err
+		return engine.Device{}, err
 	}
-	l, err := parse(v.Parameters, len(v.Replicas))
+	d, err := e.Host.Attach(ctx, s, report)
 	if err != nil {
-		return d, err
+		return engine.Device{}, err
 	}
-	p, err := e.start(ctx, a, l.blockSize, report)
-	if err != nil {
-		return d, err
-	}
-	h.setProcess(p)
-	e.Events.engine(a.Volume, true)
-	go p.relay(e.Events) // after the line above: an engine is up before it counts
+	e.Log.Info("volume attached", "volume", a.Volume, "epoch", readyOf(d.Info).Writer, "device", d.Path)
 	return e.Attached(ctx, a.Volume)
 }
 
-func (h *handle) setProcess(p *process) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.process = p
+// spec is the device that the attachment shall have.
+func (e *Engine) spec(ctx context.Context, a volume.Attachment) (host.Spec, error) {
+	v, err := e.Get(ctx, a.Volume)
+	if err != nil {
+		return host.Spec{}, err
+	}
+	l, err := parse(v.Parameters, len(v.Replicas))
+	if err != nil {
+		return host.Spec{}, err
+	}
+	o, err := json.Marshal(order{
+		Volume: a.Volume, Attachment: a, Installation: e.stores.installation.String(), Node: e.Node, Boot: e.boot.String(), Stores: e.stores.homes(),
+	})
+	return host.Spec{
+		Volume: a.Volume, Name: e.deviceName(a.Volume), BlockSize: l.blockSize, Executable: e.Executable, Order: o, Key: keyOf(a),
+	}, err
 }
 
 // Attached implements engine.Node.
 func (e *Engine) Attached(ctx context.Context, id volume.ID) (engine.Device, error) {
-	p, _ := e.handle(id).running()
-	if p == nil {
-		return engine.Device{}, e.leftover(id)
+	p, err := e.process(ctx, id)
+	if err != nil {
+		return engine.Device{}, err
 	}
-	d := engine.Device{Path: p.devicePath(), Writer: p.writer, Unclean: p.unclean}
+	first, newest := readyOf(p.device.First), readyOf(p.device.Info)
+	d := engine.Device{
+		Path: p.device.Path, Writer: newest.Writer, Unclean: first.Unclean, BlockSize: first.BlockSize, Stalled: p.waits(),
+	}
+	if d.Stalled != "" {
+		return d, nil
+	}
 	st, err := p.status(ctx)
 	if err != nil {
 		return d, err
 	}
 	d.Size, d.Blank, d.Stalled = st.Size, st.Blank, st.Stalled
-	v, err := e.Get(ctx, id)
-	if err != nil && d.Stalled == "" {
-		return d, err
-	}
-	d.BlockSize = blockSizeDefault
-	if l, err := parse(v.Parameters, len(v.Replicas)); err == nil {
-		d.BlockSize = l.blockSize
-	}
 	return d, nil
 }
 
@@ -88,7 +93,7 @@ func (e *Engine) deviceName(id volume.ID) string {
 	return string(id) + "@" + e.stores.installation.String()[:8]
 }
 
-// leftover says whether a predecessor's device of the volume is still there, dead.
+// leftover says whether a device of the volume is still there that no host knows of.
 func (e *Engine) leftover(id volume.ID) error {
 	all, err := device.Leftovers()
 	if err != nil {
@@ -104,14 +109,15 @@ func (e *Engine) leftover(id volume.ID) error {
 
 // Barrier implements engine.Node.
 func (e *Engine) Barrier(ctx context.Context, a volume.Attachment) error {
-	p, recovery := e.handle(a.Volume).running()
-	switch {
-	case recovery != nil:
+	if e.handle(a.Volume).recovering() != nil {
 		return nil
-	case p == nil:
-		return e.leftover(a.Volume)
-	case p.attachment.Epoch != a.Epoch:
-		return fmt.Errorf("%w: %s: attached is %s", engine.ErrStaleEpoch, a, p.attachment)
+	}
+	p, err := e.process(ctx, a.Volume)
+	if err != nil {
+		return err
+	}
+	if p.epoch() != a.Epoch {
+		return fmt.Errorf("%w: %s: attached is epoch %d", engine.ErrStaleEpoch, a, p.epoch())
 	}
 	return p.stop(ctx)
 }
@@ -123,11 +129,15 @@ func (e *Engine) Detach(ctx context.Context, a volume.Attachment) error {
 		return err
 	}
 	defer h.unlock()
-	p, _ := h.running()
+	p, err := e.process(ctx, a.Volume)
 	switch {
-	case p == nil:
-		return e.removeLeftovers(ctx, a.Volume)
-	case p.attachment.Epoch != a.Epoch:
+	case isNotFound(err):
+		return nil
+	case errors.Is(err, engine.ErrDeviceLost):
+		return e.removeDevice(ctx, a.Volume)
+	case err != nil:
+		return err
+	case p.epoch() != a.Epoch:
 		return nil
 	}
 	st, err := p.status(ctx)
@@ -137,15 +147,18 @@ func (e *Engine) Detach(ctx context.Context, a volume.Attachment) error {
 	if !st.Sealed {
 		return fmt.Errorf("%w: %s", engine.ErrNotSealed, a)
 	}
-	if err := p.export.Close(ctx); err != nil {
+	if err := e.Host.Detach(ctx, a.Volume); err != nil {
 		return err
 	}
-	h.setProcess(nil)
-	e.Log.Info("volume detached", "volume", a.Volume, "epoch", p.writer, "device", p.devicePath())
-	return p.end(ctx)
+	e.Log.Info("volume detached", "volume", a.Volume, "epoch", st.Writer, "device", p.device.Path)
+	return nil
 }
 
-func (e *Engine) removeLeftovers(ctx context.Context, id volume.ID) error {
+// removeDevice takes away what is left of a lost device, the host's or one that no host knows of.
+func (e *Engine) removeDevice(ctx context.Context, id volume.ID) error {
+	if err := e.Host.Detach(ctx, id); !isNotFound(err) {
+		return err
+	}
 	all, err := device.Leftovers()
 	if err != nil {
 		return fmt.Errorf("devices of this node: %w", err)
@@ -153,7 +166,7 @@ func (e *Engine) removeLeftovers(ctx context.Context, id volume.ID) error {
 	var errs []error
 	for _, l := range all {
 		if l.Of(e.deviceName(id)) {
-			errs = append(errs, device.Remove(ctx, l.Path))
+			errs = append(errs, l.Remove(ctx))
 		}
 	}
 	return errors.Join(errs...)
@@ -161,10 +174,14 @@ func (e *Engine) removeLeftovers(ctx context.Context, id volume.ID) error {
 
 // Resize implements engine.Node.
 func (e *Engine) Resize(ctx context.Context, a volume.Attachment) error {
-	p, _ := e.handle(a.Volume).running()
-	if p == nil {
-		return e.leftover(a.Volume)
+	return e.Host.Resize(ctx, a.Volume)
+}
+
+// Upgrade implements engine.Control.
+func (e *Engine) Upgrade(ctx context.Context, id volume.ID, binary string, progress func(engine.Progress)) (engine.Upgrade, error) {
+	if _, err := e.process(ctx, id); err != nil {
+		return engine.Upgrade{}, err
 	}
-	_, err := p.export.Resize(ctx)
-	return err
+	u, err := e.Host.Upgrade(ctx, id, binary, progress)
+	return engine.Upgrade{Volume: id, From: u.From, To: u.To, Pause: u.Pause}, err
 }

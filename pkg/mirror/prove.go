@@ -31,7 +31,7 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 	if err := e.current(a); err != nil {
 		return engine.FenceProof{}, err
 	}
-	p, recovery := h.running()
+	recovery := h.recovering()
 	if recovery != nil && recovery.broken.Load() == nil {
 		return proofOf(recovery), nil
 	}
@@ -39,12 +39,8 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 		recovery.Close()
 		h.setRecovery(nil)
 	}
-	if p != nil {
-		if !o.Kill {
-			return engine.FenceProof{}, fmt.Errorf("%w: %s: its engine (process %d) is alive", engine.ErrAttached, a, p.pid())
-		}
-		e.Log.Warn("ending a writer to fence it", "volume", a.Volume, "epoch", a.Epoch, "cause", o.Reason)
-		p.kill()
+	if err := e.endWriter(ctx, a, o); err != nil {
+		return engine.FenceProof{}, err
 	}
 	s, err := e.open(ctx, a.Volume, ForRecovery, a.Epoch)
 	if errors.Is(err, engine.ErrBusy) && o.Kill {
@@ -59,6 +55,21 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 	return proofOf(s), nil
 }
 
+// endWriter gives the device up where that is allowed. Its engine is dead then, and none will follow it.
+func (e *Engine) endWriter(ctx context.Context, a volume.Attachment, o engine.FenceOptions) error {
+	p, err := e.process(ctx, a.Volume)
+	switch {
+	case isNotFound(err), errors.Is(err, engine.ErrDeviceLost):
+		return nil
+	case err != nil:
+		return err
+	case !o.Kill:
+		return fmt.Errorf("%w: %s: its device is %s, its engine process %d", engine.ErrAttached, a, p.device.State, p.device.Engine.PID)
+	}
+	e.Log.Warn("ending a writer to fence it", "volume", a.Volume, "epoch", a.Epoch, "cause", o.Reason)
+	return e.Host.GiveUp(ctx, a.Volume, "fenced: "+o.Reason)
+}
+
 // current refuses an attachment that is not the open one, before anybody is ended for it.
 func (e *Engine) current(a volume.Attachment) error {
 	c, err := survey(e.stores.present(), a.Volume).newest()
@@ -66,12 +77,6 @@ func (e *Engine) current(a volume.Attachment) error {
 		err = fmt.Errorf("%w: %s: the open attachment has epoch %d", engine.ErrStaleEpoch, a, c.Published)
 	}
 	return err
-}
-
-func (h *handle) setRecovery(s *Session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.recovery = s
 }
 
 func proofOf(s *Session) engine.FenceProof {
@@ -86,10 +91,13 @@ func proofOf(s *Session) engine.FenceProof {
 func (e *Engine) Evidence(ctx context.Context, a volume.Attachment, progress func(engine.Progress)) (engine.Barrier, error) {
 	h := e.handle(a.Volume)
 	return h.evidence.do(ctx, progress, func(ctx context.Context, report func(engine.Progress)) (engine.Barrier, error) {
-		p, recovery := h.running()
-		switch {
-		case recovery != nil:
+		if recovery := h.recovering(); recovery != nil {
 			return sameAttachment(a)(recovery.Evidence(ctx, report))
+		}
+		p, err := e.alive(ctx, a.Volume)
+		switch {
+		case err != nil:
+			return engine.Barrier{}, err
 		case p != nil:
 			return sameAttachment(a)(p.evidence(ctx, report))
 		}
@@ -113,15 +121,18 @@ func (e *Engine) Seal(ctx context.Context, b engine.Barrier, receipt []byte) err
 		return err
 	}
 	defer h.unlock()
-	p, recovery := h.running()
-	switch {
-	case recovery != nil:
+	if recovery := h.recovering(); recovery != nil {
 		if err := recovery.Seal(b, receipt); err != nil {
 			return err
 		}
 		recovery.Close()
 		h.setRecovery(nil)
 		return nil
+	}
+	p, err := e.alive(ctx, b.Attachment.Volume)
+	switch {
+	case err != nil:
+		return err
 	case p != nil:
 		return p.seal(ctx, b, receipt)
 	}

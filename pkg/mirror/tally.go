@@ -5,7 +5,6 @@ import (
 	"sync"
 
 	"github.com/belay-storage/belay/pkg/volume"
-	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // tally is what an engine process has counted since it started. It holds totals, so that a reader who misses some
@@ -62,19 +61,6 @@ func (c *counter) follow(ctx context.Context, report func(tally)) {
 			return
 		}
 	}
-}
-
-// relay turns what the engine process counts into events here, until the process ends.
-func (p *process) relay(events Events) {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() { <-p.ended; cancel() }()
-	var before tally
-	// An error means that it ended, or is older and has no such method: nothing is counted then.
-	_, _ = wire.Call[nothing](ctx, p.client, "tally", nothing{}, func(now tally) {
-		events.difference(p.volume, before, now)
-		before = now
-	})
 }
 
 func (e Events) difference(id volume.ID, before, now tally) {

@@ -19,7 +19,9 @@ func TestWhatAnEngineProcessCountsBecomesEventsOfItsParent(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var served sync.WaitGroup
-	served.Go(func() { _ = methods(nil, count, slog.New(slog.DiscardHandler)).Serve(ctx, l) })
+	server := wire.NewServer(nil, slog.New(slog.DiscardHandler))
+	methods(server, nil, count)
+	served.Go(func() { _ = server.Serve(ctx, l) })
 	defer func() { cancel(); served.Wait() }()
 
 	child := count.events()
@@ -28,8 +30,8 @@ func TestWhatAnEngineProcessCountsBecomesEventsOfItsParent(t *testing.T) {
 	var repaired, members int
 	var scrubbed volume.Bytes
 	var first, last sync.Once
-	p := &process{volume: "v", client: wire.NewClient(socket, nil), ended: make(chan struct{})}
-	p.relay(Events{
+	following, end := context.WithCancel(ctx)
+	relay(following, "v", socket, Events{
 		Replicas: func(id volume.ID, m, n int) {
 			if members = m; id != "v" || n != 3 {
 				t.Errorf("%s %d", id, n)
@@ -41,7 +43,7 @@ func TestWhatAnEngineProcessCountsBecomesEventsOfItsParent(t *testing.T) {
 				child.Replicas("v", 3, 3)
 			})
 			if members == 3 { // the last change, so that what comes with it is everything
-				last.Do(func() { close(p.ended) })
+				last.Do(end)
 			}
 		},
 		Repaired: func(volume.ID) { repaired++ },

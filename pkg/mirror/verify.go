@@ -18,7 +18,10 @@ import (
 // an operation that needs it ends the reading with ErrBusy.
 func (e *Engine) Verify(ctx context.Context, id volume.ID, progress func(engine.Progress)) (engine.Verification, error) {
 	h := e.handle(id)
-	if p, _ := h.running(); p != nil {
+	if p, err := e.alive(ctx, id); err != nil || p != nil {
+		if err != nil {
+			return engine.Verification{}, err
+		}
 		return p.verify(ctx, progress)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -168,8 +171,8 @@ func (e *Engine) Rebuild(ctx context.Context, id volume.ID, progress func(engine
 		if err != nil || v.State == engine.Healthy {
 			return err
 		}
-		if p, _ := e.handle(id).running(); p == nil {
-			return e.rebuildDetached(ctx, id, progress)
+		if p, err := e.alive(ctx, id); err != nil || p == nil {
+			return errors.Join(err, e.rebuildDetached(ctx, id, progress))
 		}
 		select {
 		case <-ctx.Done():

@@ -233,7 +233,9 @@ func (m *Memory) ids() []volume.ID { return slices.Sorted(maps.Keys(m.volumes)) 
 func unsupported(what string) error { return fmt.Errorf("%s: %w", what, engine.ErrUnsupported) }
 
 // Upgrade is not supported.
-func (m *Memory) Upgrade(context.Context, volume.ID, string) error { return unsupported("upgrade") }
+func (m *Memory) Upgrade(context.Context, volume.ID, string, func(engine.Progress)) (engine.Upgrade, error) {
+	return engine.Upgrade{}, unsupported("upgrade")
+}
 
 // CreateSnapshot is not supported.
 func (m *Memory) CreateSnapshot(context.Context, volume.ID, string) error {

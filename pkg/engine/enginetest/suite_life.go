@@ -286,7 +286,7 @@ func testUnsupported(s *suite) {
 			_, err := s.Control.Clone(s.ctx, id, "", s.spec("suite-clone"))
 			return err
 		}},
-		{"Upgrade", s.caps.LiveUpgrade, func() error { return s.Control.Upgrade(s.ctx, id, "/no/such/binary") }},
+		{"Upgrade", s.caps.LiveUpgrade, func() error { _, err := s.Control.Upgrade(s.ctx, id, "/no/such/binary", nil); return err }},
 		{"Salvage", s.caps.Salvage, func() error {
 			_, err := s.Control.Salvage(s.ctx, id, s.get().Replicas[0].ID, "because")
 			return err

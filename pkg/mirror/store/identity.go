@@ -41,7 +41,7 @@ func decodeIdentity(p []byte) (identity, error) {
 	if err := json.Unmarshal(p, &probe); err != nil {
 		return identity{}, fmt.Errorf("%s: %w: %w", identityName, ErrDamaged, err)
 	}
-	if probe.Format != formatVersion {
+	if probe.Format != FormatVersion {
 		return identity{}, fmt.Errorf("%s says format %d: %w: it was written by another version of Belay, use that", identityName, probe.Format, ErrFormat)
 	}
 	var id identity
@@ -109,7 +109,7 @@ func (d *Dir) write(installation quorum.UUID) (err error) {
 	if err := d.fs.SyncDir(d.path); err != nil {
 		return err
 	}
-	d.id = identity{Format: formatVersion, Installation: installation}
+	d.id = identity{Format: FormatVersion, Installation: installation}
 	if d.id.Store, err = NewUUID(); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ const (
 	entriesSize = PagesPerRegion * PageSize
 	frameSize   = entriesSize + RegionSize
 
-	formatVersion = 1
+	FormatVersion = 1
 
 	slotOffset  = 0x2000 // in meta; the superblock and its twin are before it
 	dirtyOffset = 0x4000

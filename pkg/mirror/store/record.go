@@ -56,7 +56,7 @@ func encodeRecord(p []byte, r Record) {
 	clear(p)
 	le, c := binary.LittleEndian, r.Config
 	copy(p, recordMagic)
-	le.PutUint32(p[8:], formatVersion)
+	le.PutUint32(p[8:], FormatVersion)
 	le.PutUint32(p[12:], uint32(len(c.Attributes)))
 	le.PutUint64(p[16:], r.Sequence)
 	le.PutUint64(p[24:], uint64(r.Promised))
@@ -92,7 +92,7 @@ func decodeRecord(p []byte) (Record, error) {
 	if !bytes.Equal(p[:8], []byte(recordMagic)) || le.Uint32(p[payloadCheckAt:]) != crc32.Checksum(p[:payloadCheckAt], castagnoli) {
 		return Record{}, fmt.Errorf("record: %w", ErrDamaged)
 	}
-	if f := le.Uint32(p[8:]); f != formatVersion {
+	if f := le.Uint32(p[8:]); f != FormatVersion {
 		return Record{}, fmt.Errorf("record of format %d: %w", f, ErrFormat)
 	}
 	if le.Uint32(p[12:]) > quorum.AttributesMax || p[120] > quorum.ReplicasMax || p[48] > 1 || p[49] > 1 {

@@ -20,7 +20,7 @@ const (
 	sectorSeqAt  = sectorBytes
 	sectorTagAt  = sectorSeqAt + 8
 	sectorCRCAt  = sectorTagAt + 4
-	sectorTag    = uint32('B') | 'R'<<8 | formatVersion<<16
+	sectorTag    = uint32('B') | 'R'<<8 | FormatVersion<<16
 	sectorTagLow = 0xffff // the letters; the format version is above them
 )
 

@@ -191,7 +191,7 @@ func TestChoose(t *testing.T) {
 func TestUnknownRecordFormat(t *testing.T) {
 	p := pair(recordOf(6, 10), recordOf(7, 11))
 	s := p[0][:sectorSize]
-	s[sectorTagAt+2] = formatVersion + 1
+	s[sectorTagAt+2] = FormatVersion + 1
 	putCheck(s[sectorCRCAt:], check(s[:sectorCRCAt], owner, sectorPlace(0, 0)))
 	if _, _, err := chooseOf(p); !errors.Is(err, ErrFormat) {
 		t.Errorf("a slot of a newer version: %v", err)

@@ -46,7 +46,7 @@ func encodeSuperblock(p []byte, s Superblock) {
 	clear(p)
 	le := binary.LittleEndian
 	copy(p, superblockMagic)
-	le.PutUint32(p[8:], formatVersion)
+	le.PutUint32(p[8:], FormatVersion)
 	le.PutUint32(p[12:], BlockSize)
 	le.PutUint32(p[16:], RegionBlocks)
 	le.PutUint32(p[20:], uint32(s.LogicalBlockSize))
@@ -68,7 +68,7 @@ func decodeSuperblock(p []byte) (Superblock, error) {
 	if !bytes.Equal(p[:8], []byte(superblockMagic)) || le.Uint32(p[4092:]) != crc32.Checksum(p[:4092], castagnoli) {
 		return Superblock{}, fmt.Errorf("superblock: %w", ErrDamaged)
 	}
-	if f := le.Uint32(p[8:]); f != formatVersion || le.Uint32(p[12:]) != BlockSize || le.Uint32(p[16:]) != RegionBlocks {
+	if f := le.Uint32(p[8:]); f != FormatVersion || le.Uint32(p[12:]) != BlockSize || le.Uint32(p[16:]) != RegionBlocks {
 		return Superblock{}, fmt.Errorf("superblock of format %d, %d-byte blocks, %d blocks a region: %w", f, le.Uint32(p[12:]), le.Uint32(p[16:]), ErrFormat)
 	}
 	s := Superblock{

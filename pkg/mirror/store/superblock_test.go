@@ -59,7 +59,7 @@ func TestSuperblocksDamaged(t *testing.T) {
 	copy(contradiction, twins(other)[:superblockSize])
 	newer := twins(testSuper())
 	for _, p := range [][]byte{newer[:superblockSize], newer[superblockSize:]} {
-		p[8] = formatVersion + 1
+		p[8] = FormatVersion + 1
 		encodeCheck(p)
 	}
 	for _, c := range []struct {

@@ -1,0 +1,177 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/device"
+)
+
+// adopt takes back what a killed host left: engines that serve on, and devices whose engines have died since. Calls
+// wait until it is done.
+func (h *Host) adopt(ctx context.Context) error {
+	entries, err := h.book.list(h.boot)
+	if err != nil {
+		h.log.Error("entries of an earlier host cannot be used; their volumes must be detached and attached anew", "error", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		d := newHeld(h, e)
+		if err := d.adopt(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: %w", e.Volume, err))
+			continue
+		}
+		if d.gone {
+			continue
+		}
+		h.add(d)
+	}
+	return errors.Join(errs...)
+}
+
+// adopt makes this host the holder. Of the processes that the entry names at most one serves; the others are ended, and where
+// none serves the next one takes over as after a death. Where all are dead the device is lost.
+func (d *held) adopt(ctx context.Context) error {
+	alive := d.survivors()
+	if d.entry.First == nil { // it was being made: nobody uses it
+		return d.unmake(ctx, alive)
+	}
+	if d.entry.Lost != "" {
+		d.become(Lost, d.entry.Lost)
+		return nil
+	}
+	if len(alive) == 0 {
+		d.lose("host and engine died together")
+		return nil
+	}
+	if err := d.takeBack(alive[0]); err != nil {
+		// Without the channel the device dies with the engine; with it nothing is left to do.
+		d.host.log.Error("device cannot be taken back", append(d.log(), "error", err)...)
+		return d.abandonAll(ctx, alive, err)
+	}
+	serving := d.choose(ctx, alive)
+	for _, p := range alive {
+		if p == serving {
+			continue
+		}
+		if err := p.kill(); err != nil {
+			return err
+		}
+		if words := p.takeWords(); words != nil {
+			d.words = words
+		}
+	}
+	d.program = alive[0].program
+	if serving == nil {
+		d.since = time.Now()
+		d.become(Waiting, "its host died")
+		d.retry = time.After(0)
+		return d.update(func(e *entry) { e.Engines = nil })
+	}
+	d.program = serving.program
+	d.setEngine(serving)
+	d.become(Serving, "")
+	d.host.log.Info("device taken back", append(d.log(), "engine", serving.pid, "device", d.export.Path())...)
+	return d.update(func(e *entry) { e.Engines = []running{serving.running()} })
+}
+
+func (d *held) survivors() (alive []*process) {
+	for _, r := range d.entry.Engines {
+		p, err := find(d.entry.Volume, r)
+		if err == nil {
+			alive = append(alive, p)
+		} else if !errors.Is(err, errGone) {
+			d.host.log.Error("engine process cannot be looked at", append(d.log(), "engine", r.PID, "error", err)...)
+		}
+	}
+	return alive
+}
+
+// takeBack gets the channel from an engine process, whatever that does now.
+func (d *held) takeBack(p *process) error {
+	path := d.pathOf()
+	if path == "" {
+		return errors.New("its block device is gone")
+	}
+	channel, err := takeDescriptor(p.pidfd, channelFD)
+	if err != nil {
+		return err
+	}
+	export, err := d.host.frontend.Adopt(device.Config{Name: d.entry.Name, BlockSize: d.entry.BlockSize, Log: d.host.log}, channel, path)
+	if err != nil {
+		return err
+	}
+	d.export = export
+	return nil
+}
+
+func (d *held) pathOf() string {
+	all, err := device.Leftovers()
+	if err != nil {
+		d.host.log.Error("devices of this machine cannot be listed", append(d.log(), "error", err)...)
+	}
+	for _, l := range all {
+		if l.Of(d.entry.Name) {
+			return l.Path
+		}
+	}
+	return ""
+}
+
+// choose returns the engine that serves, nil where none does or the one that should does not answer. It also learns what an engine
+// said that took over while no host listened.
+func (d *held) choose(ctx context.Context, alive []*process) *process {
+	for _, p := range alive {
+		is, err := p.pulse(ctx)
+		if err != nil {
+			d.host.log.Warn("engine does not answer", append(d.log(), "engine", p.pid, "error", err)...)
+			continue
+		}
+		if !is.Serving {
+			continue
+		}
+		info, err := p.take(ctx, Take{Order: d.entry.Order, Warm: true, Previous: d.entry.Info}, answerWithin, nil)
+		if err == nil {
+			d.entry.Info = info
+			return p
+		}
+	}
+	return nil
+}
+
+// unmake removes what is left of a device that was not finished.
+func (d *held) unmake(ctx context.Context, alive []*process) error {
+	if err := d.abandonAll(ctx, alive, errors.New("its host died while it was made")); err != nil {
+		return err
+	}
+	bounded, cancel := context.WithTimeout(ctx, closeWithin)
+	defer cancel()
+	return d.removeDead(bounded)
+}
+
+// abandonAll ends the engines, and the device with them.
+func (d *held) abandonAll(_ context.Context, alive []*process, cause error) error {
+	for _, p := range alive {
+		if err := p.kill(); err != nil {
+			return err
+		}
+	}
+	d.lose(cause.Error())
+	return nil
+}
+
+// lock makes this the only host of the state directory. It is given back by the death of the process.
+func lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}

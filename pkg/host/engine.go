@@ -1,0 +1,269 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/device"
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// Program is what an engine brings to be run by a host.
+type Program struct {
+	Version string
+	// FormatMin and FormatMax are the formats on disk that it reads and writes.
+	FormatMin, FormatMax int
+	// Open makes this process the writer.
+	Open func(ctx context.Context, t Take, progress func(engine.Progress)) (Session, error)
+	// Methods adds the engine's own methods. session returns ErrNotServing while there is none.
+	Methods func(s *wire.Server, session func() (Session, error))
+}
+
+// Session is a volume that this process is the writer of.
+type Session interface {
+	device.Backend
+	// Name is the volume's, for logs.
+	Name() string
+	// BlockSize is the device's logical block size.
+	BlockSize() int
+	// Format is the format on disk that it writes.
+	Format() int
+	// Info is what the node half, and the engine after this one, need to know; encoded as JSON.
+	Info() any
+	// Prepare does ahead what Yield would have to do.
+	Prepare() error
+	// Yield ends the session so that another process can be the writer at once. No request is being served.
+	Yield() error
+	// Lost is closed when the session can serve no more, though an engine after it might. Requests are not answered then.
+	Lost() <-chan struct{}
+	// Words is what the engine after it must know where it is lost; encoded as JSON.
+	Words() any
+	// Close flushes, where the volume is not sealed, and ends the session.
+	Close() error
+}
+
+// runner is an engine process: standing by, serving, or between.
+type runner struct {
+	program Program
+	log     *slog.Logger
+	channel *os.File
+	opening opening
+	finish  chan error // what ends the process
+
+	change sync.Mutex // held while the state changes
+
+	mu      sync.Mutex
+	taken   bool // once; from then on it outlives its host
+	session Session
+	server  *device.Server
+	beat    beat
+}
+
+// beat is what was seen when the pulse was last asked for.
+type beat struct {
+	served uint64
+	at     time.Time
+}
+
+// RunEngine is an engine process, as a host starts it: it stands by until it is given the device on descriptor 3, serves it until it
+// yields it or the device is gone, and outlives its host from the moment it has served. It returns when the device is gone,
+// when the host says so, when the session is lost, or when its host died before it had served.
+func RunEngine(ctx context.Context, in io.Reader, out io.Writer, p Program, log *slog.Logger) error {
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGHUP) // it ends with its device, not with a terminal
+	r := &runner{program: p, log: log, channel: os.NewFile(channelFD, "device"), finish: make(chan error, 4)}
+	orders := json.NewDecoder(in)
+	if err := orders.Decode(&r.opening); err != nil {
+		return fmt.Errorf("engine process: it is started by belay host: %w", err)
+	}
+	said := json.NewEncoder(out)
+	if o := r.opening.Protocol; o < protocolOldest || o > Protocol {
+		err := fmt.Errorf("engine process: its host speaks protocol %d, version %s speaks %d to %d", o, p.Version, protocolOldest, Protocol)
+		return errors.Join(err, said.Encode(hello{Protocol: Protocol, Version: p.Version, Error: err.Error()}))
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l, err := wire.Listen(r.opening.Socket)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	go func() { r.finish <- r.methods().Serve(ctx, l) }()
+	if err := said.Encode(hello{Protocol: Protocol, Version: p.Version, FormatMin: p.FormatMin, FormatMax: p.FormatMax}); err != nil {
+		return err
+	}
+	go r.minded(in)
+	return <-r.finish
+}
+
+// minded ends a process whose host died before it was ever given the device: no other host knows of it.
+func (r *runner) minded(in io.Reader) {
+	io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.taken {
+		r.finish <- errors.New("engine process: its host died")
+	}
+}
+
+func (r *runner) methods() *wire.Server {
+	s := wire.NewServer(Codes, r.log)
+	wire.Handle(s, methodTake, func(ctx context.Context, t Take, report func(engine.Progress)) (taken, error) {
+		// The host may die meanwhile: what was begun is finished, and the next host finds it.
+		info, err := r.take(context.WithoutCancel(ctx), t, report)
+		return taken{info}, err
+	})
+	wire.Handle(s, methodPrepare, func(context.Context, nothing, func(nothing)) (nothing, error) {
+		session, err := r.serving()
+		if err != nil {
+			return nothing{}, err
+		}
+		return nothing{}, session.Prepare()
+	})
+	wire.Handle(s, methodYield, func(ctx context.Context, y yielding, _ func(nothing)) (nothing, error) {
+		return nothing{}, r.yield(context.WithoutCancel(ctx), y.Within)
+	})
+	wire.Handle(s, methodPulse, func(context.Context, nothing, func(nothing)) (pulse, error) { return r.pulse(), nil })
+	wire.Handle(s, methodEnd, func(context.Context, nothing, func(nothing)) (nothing, error) { return nothing{}, r.end() })
+	r.program.Methods(s, r.serving)
+	return s
+}
+
+// serving returns the session.
+func (r *runner) serving() (Session, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.session == nil {
+		return nil, fmt.Errorf("%w: engine process %d stands by", ErrNotServing, os.Getpid())
+	}
+	return r.session, nil
+}
+
+// take opens the session and serves. Where it serves already that is all there is to do.
+func (r *runner) take(ctx context.Context, t Take, report func(engine.Progress)) (json.RawMessage, error) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	if s, err := r.serving(); err == nil {
+		return json.Marshal(s.Info())
+	}
+	r.mu.Lock()
+	r.taken = true
+	r.mu.Unlock()
+	s, err := r.program.Open(ctx, t, report)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.serve(s, t.Resend); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	go r.mourn(s)
+	return json.Marshal(s.Info())
+}
+
+// serve answers the device from s. resend has the kernel ask again what an engine that died did not answer.
+func (r *runner) serve(s Session, resend bool) error {
+	server, err := device.NewServer(r.channel, s, device.ServeOptions{
+		Name: s.Name(), BlockSize: s.BlockSize(), Resend: resend, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.session, r.server, r.beat = s, server, beat{at: time.Now()}
+	r.mu.Unlock()
+	go func() {
+		err := server.Serve(context.Background())
+		if !errors.Is(err, device.ErrQuiesced) {
+			r.finish <- r.leave(s, err)
+		}
+	}()
+	return nil
+}
+
+// leave closes the session of a device that is gone, or whose server failed.
+func (r *runner) leave(s Session, err error) error {
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case e := <-closed:
+		return errors.Join(err, e)
+	case <-time.After(leaveWithin / 3):
+		return errors.Join(err, fmt.Errorf("volume %s: requests to its replicas still wait: the process ends without them", s.Name()))
+	}
+}
+
+// mourn ends the process when the session is lost. Nobody is answered any more; the next engine is asked again.
+func (r *runner) mourn(s Session) {
+	<-s.Lost()
+	r.mu.Lock()
+	mine := r.session == s
+	r.mu.Unlock()
+	if !mine {
+		return // it yielded
+	}
+	if text, err := json.Marshal(s.Words()); err == nil {
+		os.WriteFile(r.opening.Words, text, 0o600) //nolint:errcheck // without it the next engine finds out by itself
+	}
+	r.finish <- fmt.Errorf("volume %s: its engine can serve no more", s.Name())
+}
+
+// yield stops serving. ErrBusy where requests in flight do not end within the bound: then it serves on.
+func (r *runner) yield(ctx context.Context, within time.Duration) error {
+	r.change.Lock()
+	defer r.change.Unlock()
+	s, err := r.serving()
+	if err != nil {
+		return nil //nolint:nilerr // it has yielded before
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("not drained within %v", within))
+	defer cancel()
+	if err := r.server.Quiesce(bounded); err != nil {
+		if again := r.serve(s, false); again != nil {
+			r.finish <- again
+		}
+		return fmt.Errorf("%w: %w", engine.ErrBusy, err)
+	}
+	r.mu.Lock()
+	r.session, r.server = nil, nil
+	r.mu.Unlock()
+	return s.Yield()
+}
+
+func (r *runner) pulse() pulse {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := pulse{Serving: r.session != nil}
+	if r.session == nil {
+		return p
+	}
+	st := r.server.Stats()
+	p.Format, p.Served = r.session.Format(), st.Reads+st.Writes+st.Flushes+st.Discards+st.Zeroes-uint64(max(st.Inflight, 0))
+	if p.Served != r.beat.served || st.Inflight == 0 {
+		r.beat = beat{p.Served, time.Now()}
+	}
+	p.Waiting = time.Since(r.beat.at)
+	return p
+}
+
+// end has the process close the session and end; the host has taken the device away.
+func (r *runner) end() error {
+	r.change.Lock()
+	defer r.change.Unlock()
+	s, err := r.serving()
+	if err == nil {
+		err = s.Close()
+	} else {
+		err = nil
+	}
+	r.finish <- nil
+	return err
+}

@@ -1,0 +1,302 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/device"
+	"github.com/belay-storage/belay/pkg/engine"
+)
+
+// held is a device that this host holds. Its own goroutine does all that is done to it, one thing after the other:
+//
+//	Attaching ──▶ Serving ◀──▶ Waiting     an engine dies and the next one takes over, at once or when it can
+//	                │  ▲          │
+//	                ▼  │          │
+//	             Upgrading        │
+//	                              ▼
+//	   any of them ───────────▶ Lost ──▶ (detached)
+type held struct {
+	host     *Host
+	commands chan func(context.Context)
+	over     chan struct{} // closed when the goroutine has ended
+
+	// Owned by the goroutine.
+	export   device.Export // nil where the device was lost with an earlier host
+	program  *os.File      // what the next engine runs
+	words    json.RawMessage
+	since    time.Time // requests wait, where they do
+	failures int       // in a row
+	retry    <-chan time.Time
+	gone     bool // detached
+
+	mu        sync.Mutex // guards the rest, which the goroutine changes and others read
+	entry     entry
+	state     State
+	cause     string
+	engine    *process
+	serving   time.Time
+	pause     time.Duration
+	interrupt context.CancelCauseFunc // ends what the goroutine does now
+}
+
+// errInterrupted ends what the goroutine of a device does, for something that does not wait.
+var errInterrupted = errors.New("interrupted")
+
+func newHeld(h *Host, e entry) *held {
+	return &held{host: h, entry: e, state: Attaching, commands: make(chan func(context.Context)), over: make(chan struct{}), interrupt: func(error) {}}
+}
+
+// run is the goroutine. It ends when the device is detached, or with the host: then the engine serves on.
+func (d *held) run(ctx context.Context) {
+	defer close(d.over)
+	for !d.gone {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-d.commands:
+			d.step(ctx, f)
+		case <-d.death():
+			d.step(ctx, d.died)
+		case <-d.retry:
+			d.step(ctx, d.revive)
+		}
+	}
+}
+
+// step does one thing that can be interrupted.
+func (d *held) step(ctx context.Context, f func(context.Context)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	d.mu.Lock()
+	d.interrupt = cancel
+	d.mu.Unlock()
+	f(ctx)
+}
+
+// do has the goroutine do f and waits for it, or for ctx. Where urgent it does not wait for what is being done now.
+func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) error) error {
+	if urgent {
+		d.mu.Lock()
+		d.interrupt(errInterrupted)
+		d.mu.Unlock()
+	}
+	done := make(chan error, 1)
+	select {
+	case d.commands <- func(ctx context.Context) { done <- f(ctx) }:
+	case <-d.over:
+		return fmt.Errorf("%w: volume %s has no device", engine.ErrNotFound, d.entry.Volume)
+	case <-ctx.Done():
+		return fmt.Errorf("%w on the device of volume %s: %w", engine.ErrBusy, d.entry.Volume, context.Cause(ctx))
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// death is closed when the engine that should serve is dead; nil where none should.
+func (d *held) death() <-chan struct{} {
+	if d.engine == nil {
+		return nil
+	}
+	return d.engine.ended
+}
+
+func (d *held) log() []any { return []any{"volume", d.entry.Volume} }
+
+// update changes what others see, and keeps it for the next host.
+func (d *held) update(change func(*entry)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change(&d.entry)
+	return d.host.book.put(d.entry)
+}
+
+func (d *held) become(s State, cause string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.state, d.cause, d.entry.Since = s, cause, time.Now().UTC()
+}
+
+// setEngine makes p the one that serves. nil: none does.
+func (d *held) setEngine(p *process) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.engine, d.serving = p, time.Now().UTC()
+}
+
+// device is what is said of it.
+func (d *held) device() Device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := Device{
+		Volume: d.entry.Volume, Name: d.entry.Name, Key: d.entry.Key, State: d.state, Cause: d.cause, Since: d.entry.Since,
+		First: d.entry.First, Info: d.entry.Info, Deaths: d.entry.Deaths, Pause: d.pause,
+	}
+	if d.export != nil {
+		out.Path = d.export.Path()
+	}
+	if p := d.engine; p != nil {
+		out.Engine = Engine{PID: p.pid, Start: p.start, Version: p.version, Socket: p.socket, Since: d.serving}
+	}
+	return out
+}
+
+// first makes the device and has the first engine serve it. Where that fails nothing is left.
+func (d *held) first(ctx context.Context, s Spec, report func(engine.Progress)) error {
+	err := d.make(ctx, s, report)
+	if err == nil {
+		d.become(Serving, "")
+		d.host.log.Info("device attached", append(d.log(), "device", d.export.Path(), "engine", d.engine.pid)...)
+		d.tell(Event{Kind: Attached, To: d.engine.version})
+		return nil
+	}
+	if d.engine != nil {
+		err = errors.Join(err, d.engine.kill())
+	}
+	if d.export != nil {
+		d.export.Abandon()
+	}
+	return errors.Join(err, d.forget())
+}
+
+func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (err error) {
+	if d.program, err = os.Open(s.Executable); err != nil {
+		return fmt.Errorf("engine program of volume %s: %w", s.Volume, err)
+	}
+	export, err := d.host.frontend.Create(device.Config{Name: s.Name, BlockSize: s.BlockSize, Log: d.host.log})
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.export = export
+	d.mu.Unlock()
+	p, err := d.spawn(ctx, d.program)
+	if err != nil {
+		return err
+	}
+	d.setEngine(p)
+	if err := d.update(func(e *entry) { e.Engines = []running{p.running()} }); err != nil {
+		return err
+	}
+	info, err := p.take(ctx, Take{Order: s.Order}, 0, report)
+	if err != nil {
+		return err
+	}
+	if _, err := export.Attach(ctx); err != nil {
+		return err
+	}
+	return d.update(func(e *entry) { e.First, e.Info = info, info })
+}
+
+// spawn starts an engine process that stands by.
+func (d *held) spawn(ctx context.Context, program *os.File) (*process, error) {
+	if err := d.update(func(e *entry) { e.Spawned++ }); err != nil {
+		return nil, err
+	}
+	socket := socketOf(d.host.sockets, d.entry.Volume, d.entry.Spawned)
+	words := filepath.Join(d.host.book.dir, fmt.Sprintf("%s.%d.words", d.entry.Volume, d.entry.Spawned))
+	return spawn(ctx, launch{
+		volume: d.entry.Volume, program: program, channel: d.export.Channel(), socket: socket, words: words, log: os.Stderr, helloIn: helloWithin,
+	})
+}
+
+// helloWithin bounds how long a program may take to say hello.
+const helloWithin = 10 * time.Second
+
+// forget removes what is kept of a device that is no more.
+func (d *held) forget() error {
+	d.gone = true
+	d.host.remove(d)
+	if d.program != nil {
+		d.program.Close()
+	}
+	return d.host.book.remove(d.entry.Volume)
+}
+
+func (d *held) tell(e Event) {
+	e.Volume = d.entry.Volume
+	d.host.events.add(e)
+}
+
+// giveUp has every request fail from now on. What is left of the device waits to be detached.
+func (d *held) giveUp(cause string) error {
+	if d.state == Lost {
+		return nil
+	}
+	if p := d.engine; p != nil {
+		if err := p.kill(); err != nil {
+			return err
+		}
+	}
+	d.setEngine(nil)
+	d.retry = nil
+	if d.export != nil {
+		d.export.Abandon()
+	}
+	d.become(Lost, cause)
+	d.host.log.Error("device given up", append(d.log(), "cause", cause)...)
+	d.tell(Event{Kind: GivenUp, Cause: cause})
+	return d.update(func(e *entry) { e.Lost, e.Engines = cause, nil })
+}
+
+// closeWithin bounds a wait for the kernel in the device's goroutine, which must look after the engine too. The work goes on
+// in the kernel, and the next call joins it.
+const closeWithin = 2 * time.Second
+
+// detach takes the device away and ends its engine. The caller knows that nothing is owed to the guest any more.
+func (d *held) detach(ctx context.Context) error {
+	if d.state == Lost {
+		return d.removeDead(ctx)
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, closeWithin, fmt.Errorf("%w: the kernel takes its time; ask again", engine.ErrBusy))
+	defer cancel()
+	if err := d.export.Close(bounded); err != nil {
+		return err
+	}
+	if p := d.engine; p != nil {
+		if err := p.leave(ctx); err != nil {
+			d.host.log.Warn("engine did not end well", append(d.log(), "error", err)...)
+		}
+	}
+	d.host.log.Info("device detached", d.log()...)
+	d.tell(Event{Kind: Detached})
+	return d.forget()
+}
+
+// removeDead takes away what the kernel has of a device that answers nothing.
+func (d *held) removeDead(ctx context.Context) error {
+	all, err := device.Leftovers()
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		if !l.Of(d.entry.Name) {
+			continue
+		}
+		if err := l.Remove(ctx); err != nil {
+			return err
+		}
+	}
+	d.tell(Event{Kind: Detached, Cause: d.entry.Lost})
+	return d.forget()
+}
+
+func (d *held) resize(ctx context.Context) error {
+	if d.state != Serving {
+		return fmt.Errorf("%w: volume %s: %s", ErrNotServing, d.entry.Volume, d.state)
+	}
+	bounded, cancel := context.WithTimeoutCause(ctx, closeWithin, fmt.Errorf("%w: the kernel takes its time; ask again", engine.ErrBusy))
+	defer cancel()
+	_, err := d.export.Resize(bounded)
+	return err
+}

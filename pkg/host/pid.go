@@ -1,0 +1,74 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// errGone: no such process any more.
+var errGone = errors.New("process is gone")
+
+// startOf is when the process started, in ticks since boot. Empty where it is gone.
+func startOf(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	const nameEnd, startField = ") ", 22 - 3 // field 22 of proc(5), counted from the one behind the name
+	at := strings.LastIndex(string(stat), nameEnd)
+	if f := strings.Fields(string(stat)[at+len(nameEnd):]); at >= 0 && len(f) > startField {
+		return f[startField]
+	}
+	return ""
+}
+
+// openPid opens the process that started then. errGone where it is no more, whoever has its number now.
+func openPid(pid int, start string) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, errGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	// Read after the open: where the number had passed on before it, the start differs.
+	if startOf(pid) != start {
+		unix.Close(fd)
+		return nil, errGone
+	}
+	return os.NewFile(uintptr(fd), "process"), nil
+}
+
+// waitDead returns when the process has ended: nothing of it runs any more, its locks and descriptors are closed.
+func waitDead(ctx context.Context, fd int) error {
+	const pollMilliseconds = 100
+	for ctx.Err() == nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, pollMilliseconds)
+		if n > 0 {
+			return nil
+		}
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// takeDescriptor duplicates a descriptor of another process, whatever that does meanwhile: it may hang or be stopped.
+func takeDescriptor(process *os.File, descriptor int) (*os.File, error) {
+	fd, err := unix.PidfdGetfd(int(process.Fd()), descriptor, 0)
+	if err != nil {
+		return nil, fmt.Errorf("descriptor %d of another process: %w", descriptor, err)
+	}
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "device"), nil
+}
+
+// killWithin bounds how long a killed process may take to die: one that waits for a disk does not before the disk answers.
+const killWithin = time.Minute

@@ -1,0 +1,264 @@
+package host
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// channelFD is the descriptor on which an engine process has its device.
+const channelFD = 3
+
+// process is an engine process, of this host or of one before it.
+type process struct {
+	volume  volume.ID
+	pid     int
+	start   string
+	pidfd   *os.File // closed by nobody: its number must not become another process's while it may be killed
+	version string
+	formats [2]int
+	program *os.File // what it runs
+	socket  string
+	words   string
+	client  *wire.Client
+	ended   chan struct{} // closed when it is dead
+
+	mu    sync.Mutex
+	cause string // of its end, for people
+}
+
+// launch is how an engine process is started.
+type launch struct {
+	volume  volume.ID
+	program *os.File
+	channel *os.File
+	socket  string
+	words   string
+	log     io.Writer
+	helloIn time.Duration
+}
+
+// errNoHello: the program does not start, hangs, or is no engine that this host can run.
+var errNoHello = errors.New("is no engine that this host can run")
+
+// spawn starts an engine process, which stands by until it is given the device. ctx and helloIn bound the wait for its hello; where
+// it says none it is killed.
+func spawn(ctx context.Context, l launch) (*process, error) {
+	p := newProcess(l.volume, l.socket, l.words, l.program)
+	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.program.Fd())) // of this process: the child's numbers differ
+	cmd.Args = []string{"belay", "engine", string(l.volume)}                        // for people who list processes
+	cmd.Stderr = l.log
+	cmd.ExtraFiles = []*os.File{l.channel}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a signal to the host's group is not for it
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
+	}
+	p.pid, p.start = cmd.Process.Pid, startOf(cmd.Process.Pid)
+	said := make(chan error, 1)
+	go func() {
+		said <- p.listen(out)
+		io.Copy(io.Discard, out) //nolint:errcheck // nothing follows
+		p.end(cmd.Wait())
+		in.Close()
+	}()
+	if p.pidfd, err = openPid(p.pid, p.start); err != nil {
+		cmd.Process.Kill() //nolint:errcheck // it may be dead already
+		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
+	}
+	first := json.NewEncoder(in).Encode(opening{Protocol: Protocol, Volume: l.volume, Socket: l.socket, Words: l.words})
+	if err := p.greeted(ctx, said, l.helloIn); err != nil {
+		p.kill()
+		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, cmp.Or(err, first))
+	}
+	return p, nil
+}
+
+func newProcess(id volume.ID, socket, words string, program *os.File) *process {
+	p := &process{volume: id, socket: socket, words: words, program: program, ended: make(chan struct{})}
+	p.client = wire.NewClient(socket, Codes)
+	p.client.Peer = "the engine of volume " + string(id)
+	return p
+}
+
+func (p *process) greeted(ctx context.Context, said <-chan error, within time.Duration) error {
+	select {
+	case err := <-said:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(within):
+		return fmt.Errorf("it has not said hello within %v", within)
+	}
+}
+
+// listen reads the hello and checks that host and engine can work together.
+func (p *process) listen(out io.Reader) error {
+	const lineMax = 64 << 10
+	lines := bufio.NewScanner(io.LimitReader(out, lineMax))
+	if !lines.Scan() {
+		return errors.New("it ended before it said hello; see the log")
+	}
+	var h hello
+	if err := json.Unmarshal(lines.Bytes(), &h); err != nil {
+		return fmt.Errorf("it said %.80q, which is no hello", lines.Text())
+	}
+	p.version, p.formats = h.Version, [2]int{h.FormatMin, h.FormatMax}
+	switch {
+	case h.Error != "":
+		return errors.New(h.Error)
+	case h.Protocol < protocolOldest || h.Protocol > Protocol:
+		return fmt.Errorf("version %s speaks protocol %d, this host %d to %d", h.Version, h.Protocol, protocolOldest, Protocol)
+	}
+	return nil
+}
+
+// find returns the process of an earlier host, errGone where it is dead.
+func find(id volume.ID, r running) (*process, error) {
+	p := newProcess(id, r.Socket, r.Words, nil)
+	p.pid, p.start, p.version, p.formats = r.PID, r.Start, r.Version, r.Formats
+	var err error
+	if p.pidfd, err = openPid(r.PID, r.Start); err != nil {
+		return nil, err
+	}
+	if p.program, err = os.Open(fmt.Sprintf("/proc/%d/exe", r.PID)); err != nil {
+		return nil, errGone // a zombie has none
+	}
+	go func() { p.end(waitDead(context.Background(), int(p.pidfd.Fd()))) }()
+	return p, nil
+}
+
+// end notes that the process is dead.
+func (p *process) end(err error) {
+	p.mu.Lock()
+	p.cause = "ended"
+	if err != nil {
+		p.cause = err.Error()
+	}
+	p.mu.Unlock()
+	os.Remove(p.socket) //nolint:errcheck // one that was killed could not; nobody else has this name
+	close(p.ended)
+}
+
+// obituary says how the process ended.
+func (p *process) obituary() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return fmt.Sprintf("engine process %d: %s", p.pid, strings.TrimSpace(p.cause))
+}
+
+func (p *process) gone() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// kill ends the process and returns when it is dead. A process that waits for a disk dies when that answers; ErrBusy where
+// it does not within killWithin.
+func (p *process) kill() error {
+	unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0) //nolint:errcheck // it may be dead already
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(killWithin):
+		return fmt.Errorf("%w: engine process %d does not die", engine.ErrBusy, p.pid)
+	}
+}
+
+// takeWords returns what the process left to be known by the next one, and forgets it.
+func (p *process) takeWords() json.RawMessage {
+	text, err := os.ReadFile(p.words)
+	if err != nil || !json.Valid(text) {
+		return nil
+	}
+	os.Remove(p.words) //nolint:errcheck // each process has its own name
+	return text
+}
+
+// answerWithin bounds how long an engine process may take to answer what needs no work.
+const answerWithin = 3 * time.Second
+
+// ask calls a method of the engine process. within bounds it; 0 does not.
+func ask[Resp any](ctx context.Context, p *process, within time.Duration, method string, req any, progress func(engine.Progress)) (Resp, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if within > 0 {
+		late := time.AfterFunc(within, func() { cancel(fmt.Errorf("engine process %d has not answered within %v", p.pid, within)) })
+		defer late.Stop()
+	}
+	go func() { // one that is dead does not answer, even where its socket is still there
+		select {
+		case <-p.ended:
+			cancel(errGone)
+		case <-ctx.Done():
+		}
+	}()
+	return wire.Call[Resp](ctx, p.client, method, req, progress)
+}
+
+func (p *process) take(ctx context.Context, t Take, within time.Duration, progress func(engine.Progress)) (json.RawMessage, error) {
+	got, err := ask[taken](ctx, p, within, methodTake, t, progress)
+	return got.Info, err
+}
+
+func (p *process) prepare(ctx context.Context) error {
+	_, err := ask[nothing](ctx, p, drainWithin, methodPrepare, nothing{}, nil)
+	return err
+}
+
+func (p *process) yield(ctx context.Context) error {
+	_, err := ask[nothing](ctx, p, drainWithin+answerWithin, methodYield, yielding{drainWithin}, nil)
+	return err
+}
+
+func (p *process) pulse(ctx context.Context) (pulse, error) {
+	return ask[pulse](ctx, p, answerWithin, methodPulse, nothing{}, nil)
+}
+
+// leave has the process flush and end, and kills it where it does not.
+func (p *process) leave(ctx context.Context) error {
+	_, err := ask[nothing](ctx, p, leaveWithin, methodEnd, nothing{}, nil)
+	select {
+	case <-p.ended:
+		return nil
+	case <-ctx.Done():
+		return errors.Join(err, p.kill())
+	case <-time.After(leaveWithin):
+		return errors.Join(err, p.kill())
+	}
+}
+
+// socketOf names the socket of the n-th engine process of a volume.
+func socketOf(dir string, id volume.ID, n int) string {
+	return filepath.Join(dir, fmt.Sprintf("%s.%d.sock", id, n))
+}
+
+// leaveWithin bounds how long an engine process may take to flush and end.
+const leaveWithin = 30 * time.Second

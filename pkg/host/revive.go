@@ -1,0 +1,134 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/engine"
+)
+
+// Pace of the attempts to start the next engine. The first is at once.
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMax   = 5 * time.Second
+	// settledAfter: an engine that lived so long was well; what kills the one after it is something new.
+	settledAfter = 30 * time.Second
+	// stallWithin bounds how long an engine may take for the next step of a recovery.
+	stallWithin = time.Minute
+)
+
+// died is what follows the death of the engine that served.
+func (d *held) died(ctx context.Context) {
+	p := d.engine
+	d.since = time.Now()
+	d.words = p.takeWords()
+	cause := p.obituary()
+	if time.Since(d.serving) > settledAfter {
+		d.failures = 0
+	}
+	d.setEngine(nil)
+	d.become(Waiting, cause)
+	d.host.log.Warn("engine died", append(d.log(), "engine", p.pid, "cause", cause)...)
+	d.tell(Event{Kind: Died, Cause: cause, From: p.version})
+	if err := d.update(func(e *entry) { e.Deaths, e.Engines = e.Deaths+1, nil }); err != nil {
+		d.host.log.Error("host's entry cannot be written", append(d.log(), "error", err)...)
+	}
+	if !d.export.Resend() {
+		d.lose("its engine died, and this kernel cannot send unanswered requests again (Linux 6.9 and later can): " + cause)
+		return
+	}
+	if d.failures == 0 {
+		d.revive(ctx)
+		return
+	}
+	d.later() // it dies young: not as fast as the processor can
+}
+
+func (d *held) lose(cause string) {
+	if err := d.giveUp(cause); err != nil {
+		d.host.log.Error("device cannot be given up", append(d.log(), "error", err)...)
+	}
+}
+
+// later has revive called again after a while.
+func (d *held) later() {
+	wait := min(retryFirst<<min(d.failures, 10), retryMax)
+	d.failures++
+	d.retry = time.After(wait)
+}
+
+// revive starts the next engine and has it take over. Where it cannot, requests wait and it is tried again, unless the volume
+// is out of reach for ever: then the device is given up.
+func (d *held) revive(ctx context.Context) {
+	d.retry = nil
+	p, err := d.succeed(ctx)
+	switch {
+	case err == nil:
+		d.failures++ // until it has lived for a while
+		d.serve(p)
+	case hopeless(err):
+		d.lose("no engine can take over: " + err.Error())
+	default:
+		d.become(Waiting, err.Error())
+		d.host.log.Error("no engine can take over yet; requests wait", append(d.log(), "error", err)...)
+		d.later()
+	}
+}
+
+// hopeless says that waiting does not help.
+func hopeless(err error) bool {
+	for _, final := range []error{engine.ErrStaleEpoch, engine.ErrDeviceLost, engine.ErrNotFound, engine.ErrQuarantined} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
+}
+
+// serve notes that p serves what waited since d.since.
+func (d *held) serve(p *process) {
+	d.mu.Lock()
+	d.pause = time.Since(d.since)
+	pause := d.pause
+	d.mu.Unlock()
+	d.setEngine(p)
+	d.become(Serving, "")
+	d.host.log.Info("engine took over", append(d.log(), "engine", p.pid, "pause", pause)...)
+	d.tell(Event{Kind: TakenOver, To: p.version, Pause: pause})
+}
+
+// succeed returns an engine that has taken the device over warm; nobody serves it otherwise.
+func (d *held) succeed(ctx context.Context) (*process, error) {
+	p, err := d.spawn(ctx, d.program)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.update(func(e *entry) { e.Engines = []running{p.running()} }); err != nil {
+		return nil, errors.Join(err, p.kill())
+	}
+	if err := d.takeOver(ctx, p, 0); err != nil {
+		if words := p.takeWords(); words != nil {
+			d.words = words
+		}
+		return nil, errors.Join(err, p.kill())
+	}
+	return p, nil
+}
+
+// takeOver has p take the device from an engine that is dead or has yielded. within bounds it; 0 does not.
+func (d *held) takeOver(ctx context.Context, p *process, within time.Duration) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(stallWithin, func() { cancel(fmt.Errorf("engine process %d has not come further for %v", p.pid, stallWithin)) })
+	defer stalled.Stop()
+	info, err := p.take(ctx, Take{Order: d.entry.Order, Warm: true, Resend: d.export.Resend(), Previous: d.entry.Info, Words: d.words}, within, func(engine.Progress) {
+		stalled.Reset(stallWithin)
+	})
+	if err != nil {
+		return err
+	}
+	d.words = nil
+	return d.update(func(e *entry) { e.Info = info })
+}

@@ -1,0 +1,105 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// About is what the host says of itself.
+type About struct {
+	PID     int       `json:"pid"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+}
+
+// Requests of the host's methods.
+type (
+	which   struct{ Volume volume.ID }
+	givenUp struct {
+		Volume volume.ID
+		Cause  string
+	}
+	upgrading struct {
+		Volume  volume.ID
+		Program string
+	}
+	following struct {
+		Host  int // whose sequence it is
+		After uint64
+	}
+	followed struct {
+		Host   int
+		Events []Event
+	}
+)
+
+// methods are what the host answers.
+func (h *Host) methods() *wire.Server {
+	s := wire.NewServer(Codes, h.log)
+	wire.Handle(s, "about", func(context.Context, nothing, func(nothing)) (About, error) {
+		return About{PID: os.Getpid(), Version: h.version, Started: h.started}, nil
+	})
+	wire.Handle(s, "attach", h.attach)
+	wire.Handle(s, "devices", func(context.Context, nothing, func(nothing)) ([]Device, error) { return h.list(), nil })
+	wire.Handle(s, "device", func(_ context.Context, w which, _ func(nothing)) (Device, error) {
+		d, err := h.find(w.Volume)
+		if err != nil {
+			return Device{}, err
+		}
+		return d.device(), nil
+	})
+	wire.Handle(s, "detach", func(ctx context.Context, w which, _ func(nothing)) (nothing, error) {
+		return nothing{}, h.on(ctx, w.Volume, false, (*held).detach)
+	})
+	wire.Handle(s, "resize", func(ctx context.Context, w which, _ func(nothing)) (nothing, error) {
+		return nothing{}, h.on(ctx, w.Volume, false, (*held).resize)
+	})
+	wire.Handle(s, "give-up", func(ctx context.Context, g givenUp, _ func(nothing)) (nothing, error) {
+		return nothing{}, h.on(ctx, g.Volume, true, func(d *held, _ context.Context) error { return d.giveUp(g.Cause) })
+	})
+	wire.Handle(s, "upgrade", h.upgrade)
+	wire.Handle(s, "events", h.follow)
+	return s
+}
+
+// on has the volume's goroutine do f.
+func (h *Host) on(ctx context.Context, id volume.ID, urgent bool, f func(*held, context.Context) error) error {
+	d, err := h.find(id)
+	if err != nil {
+		return err
+	}
+	return d.do(ctx, urgent, func(ctx context.Context) error { return f(d, ctx) })
+}
+
+func (h *Host) upgrade(ctx context.Context, u upgrading, report func(engine.Progress)) (out Upgrade, err error) {
+	program, err := os.Open(u.Program)
+	if err != nil {
+		return out, fmt.Errorf("%w: program: %w", engine.ErrInvalid, err)
+	}
+	kept := false
+	err = h.on(ctx, u.Volume, false, func(d *held, ctx context.Context) error {
+		out, err = d.upgrade(ctx, program, report)
+		kept = d.program == program
+		if !kept {
+			program.Close()
+		}
+		return err
+	})
+	return out, err
+}
+
+// follow answers with the events behind a sequence, as soon as there are any.
+func (h *Host) follow(ctx context.Context, f following, _ func(nothing)) (followed, error) {
+	h.events.watch(1)
+	defer h.events.watch(-1)
+	if f.Host != os.Getpid() {
+		f.After = 0
+	}
+	return followed{Host: os.Getpid(), Events: h.events.after(ctx, f.After)}, nil
+}

@@ -1,0 +1,211 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/engine"
+)
+
+// Bounds of an upgrade.
+const (
+	// drainWithin is how long requests in flight may take. Longer ones mean a slow disk, and an upgrade is not worth the wait.
+	drainWithin = 2 * time.Second
+	// takeWithin is how long the new engine may take to serve.
+	takeWithin = 10 * time.Second
+	// probationFor is how long the old engine stands by; the new one must live and answer for so long.
+	probationFor   = 3 * time.Second
+	probationEvery = 100 * time.Millisecond
+)
+
+// upgrade has an engine of another program take the place of the present one. ErrRolledBack where the new one cannot, and
+// the old one serves on. At every moment at most one engine has the device, and one that does not answer is killed, and
+// proven dead, before another takes it.
+func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine.Progress)) (Upgrade, error) {
+	out := Upgrade{Volume: d.entry.Volume}
+	old := d.engine
+	if d.state != Serving || old == nil {
+		return out, d.replaceProgram(ctx, program)
+	}
+	out.From = old.version
+	say := func(phase string) { report(engine.Progress{Phase: phase, Since: time.Now()}) }
+	say("start")
+	next, err := d.standby(ctx, program, old)
+	if err != nil {
+		return out, d.rolledBack(old, nil, err)
+	}
+	out.To = next.version
+	say("drain")
+	d.become(Upgrading, "")
+	if err := d.swap(ctx, old, next); err != nil {
+		return out, err
+	}
+	out.Pause = d.pause
+	say("watch")
+	if err := d.probation(ctx, next); err != nil {
+		d.since = time.Now()
+		return out, d.rolledBack(old, next, err)
+	}
+	return out, d.keep(ctx, old, next, program, out)
+}
+
+// standby starts the new engine and checks that it can read what the old one writes. Nothing waits for it yet.
+func (d *held) standby(ctx context.Context, program *os.File, old *process) (*process, error) {
+	next, err := d.spawn(ctx, program)
+	if err != nil {
+		return nil, err
+	}
+	is, err := old.pulse(ctx)
+	if err == nil && (is.Format < next.formats[0] || is.Format > next.formats[1]) {
+		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], is.Format)
+		return nil, errors.Join(err, next.kill())
+	}
+	// Both are named before either changes: whichever a killed host leaves serving is found.
+	if err := d.update(func(e *entry) { e.Engines = []running{old.running(), next.running()} }); err != nil {
+		return nil, errors.Join(err, next.kill())
+	}
+	// What can be written before requests are held need not be waited for then.
+	if err := old.prepare(ctx); err != nil {
+		d.host.log.Warn("engine did not prepare", append(d.log(), "error", err)...)
+	}
+	return next, nil
+}
+
+// swap holds requests, has the old engine yield and the new one take over.
+func (d *held) swap(ctx context.Context, old, next *process) error {
+	d.since = time.Now()
+	err := old.yield(ctx)
+	switch {
+	case err == nil:
+	case errors.Is(err, engine.ErrBusy): // it did not drain, says so, and serves on
+		return d.rolledBack(old, next, err)
+	default: // dead, hanging or stopped: nobody can tell what it still does, so it ends
+		d.host.log.Warn("engine does not yield", append(d.log(), "engine", old.pid, "error", err)...)
+		if err := old.kill(); err != nil {
+			return d.rolledBack(nil, next, err)
+		}
+		d.words = old.takeWords()
+	}
+	if err := d.takeOver(ctx, next, takeWithin); err != nil {
+		return d.rolledBack(old, next, err)
+	}
+	d.setEngine(next)
+	d.mu.Lock()
+	d.pause = time.Since(d.since)
+	d.mu.Unlock()
+	return nil
+}
+
+// probation watches the new engine while the old one stands by.
+func (d *held) probation(ctx context.Context, next *process) error {
+	end := time.After(probationFor)
+	tick := time.NewTicker(probationEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-end:
+			return nil
+		case <-ctx.Done():
+			return nil // it serves, and something urgent is to be done: it has to do
+		case <-next.ended:
+			return errors.New(next.obituary())
+		case <-tick.C:
+			is, err := next.pulse(ctx)
+			switch {
+			case ctx.Err() != nil:
+			case err != nil:
+				return fmt.Errorf("the new engine does not answer: %w", err)
+			case is.Waiting > answerWithin:
+				return fmt.Errorf("the new engine has answered no request for %v", is.Waiting.Round(time.Millisecond))
+			}
+		}
+	}
+}
+
+// keep ends the old engine. Whatever becomes of it, it has yielded.
+func (d *held) keep(ctx context.Context, old, next *process, program *os.File, u Upgrade) error {
+	d.become(Serving, "")
+	d.failures = 0
+	before := d.program
+	d.program = program
+	if before != nil {
+		before.Close()
+	}
+	if err := d.update(func(e *entry) { e.Engines = []running{next.running()} }); err != nil {
+		return err
+	}
+	d.host.log.Info("engine upgraded", append(d.log(), "from", u.From, "to", u.To, "pause", u.Pause)...)
+	d.tell(Event{Kind: Upgraded, From: u.From, To: u.To, Pause: u.Pause})
+	if old.gone() {
+		return nil
+	}
+	return old.kill() // it holds nothing
+}
+
+// rolledBack ends the new engine and has the old one serve on, or another of its kind where it is dead. old is nil where
+// nobody can tell; next is nil where there was none.
+func (d *held) rolledBack(old, next *process, cause error) error {
+	if next != nil {
+		if words := next.takeWords(); words != nil {
+			d.words = words
+		}
+		if err := next.kill(); err != nil {
+			// It cannot be proven dead, so that nobody may take its place: requests wait until it is.
+			d.setEngine(next)
+			return fmt.Errorf("%w: volume %s: %w: %w", engine.ErrUnavailable, d.entry.Volume, cause, err)
+		}
+	}
+	version := ""
+	if old != nil {
+		version = old.version
+	}
+	d.tell(Event{Kind: RolledBack, Cause: cause.Error(), From: version})
+	d.host.log.Error("upgrade rolled back", append(d.log(), "cause", cause)...)
+	d.resume(old)
+	return fmt.Errorf("%w: volume %s: %w", ErrRolledBack, d.entry.Volume, cause)
+}
+
+// resume has the old engine serve again.
+func (d *held) resume(old *process) {
+	ctx, cancel := context.WithTimeout(context.Background(), stallWithin)
+	defer cancel()
+	if old != nil && !old.gone() {
+		err := d.update(func(e *entry) { e.Engines = []running{old.running()} })
+		if is, perr := old.pulse(ctx); err == nil && perr == nil && !is.Serving {
+			err = d.takeOver(ctx, old, takeWithin)
+		} else {
+			err = errors.Join(err, perr)
+		}
+		if err == nil {
+			d.setEngine(old)
+			d.become(Serving, "")
+			return
+		}
+		d.host.log.Error("the old engine does not serve any more", append(d.log(), "error", err)...)
+		if err := old.kill(); err != nil {
+			d.setEngine(old)
+			d.become(Waiting, err.Error())
+			return
+		}
+	}
+	d.setEngine(nil)
+	d.revive(ctx)
+}
+
+// replaceProgram is an upgrade where no engine serves: the next attempt is made with the new program.
+func (d *held) replaceProgram(ctx context.Context, program *os.File) error {
+	if d.state != Waiting {
+		return fmt.Errorf("%w: volume %s: %s", ErrNotServing, d.entry.Volume, d.state)
+	}
+	before := d.program
+	d.program = program
+	d.revive(ctx)
+	if d.state == Serving {
+		return nil
+	}
+	d.program = before
+	return fmt.Errorf("%w: volume %s: %s", ErrRolledBack, d.entry.Volume, d.cause)
+}

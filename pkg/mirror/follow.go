@@ -1,0 +1,68 @@
+package mirror
+
+import (
+	"context"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/host"
+	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
+)
+
+// followEvery is how often a host that went away is looked for.
+const followEvery = 200 * time.Millisecond
+
+// follow reports what the host says until ctx ends.
+func (e *Engine) follow(ctx context.Context) {
+	var at host.Cursor
+	relayed := map[string]bool{} // sockets of engine processes whose tally is followed
+	for ctx.Err() == nil {
+		e.relayAll(ctx, relayed)
+		// An error: the host has gone, and another comes.
+		_ = e.Host.Follow(ctx, &at, func(v host.Event) {
+			e.happened(v)
+			e.relayAll(ctx, relayed)
+		})
+		select {
+		case <-ctx.Done():
+		case <-time.After(followEvery):
+		}
+	}
+}
+
+// happened hands an event on.
+func (e *Engine) happened(v host.Event) {
+	if e.Events.Host != nil {
+		e.Events.Host(v)
+	}
+	switch v.Kind {
+	case host.Attached, host.TakenOver:
+		e.Events.engine(v.Volume, true)
+	case host.Died, host.GivenUp, host.Detached:
+		e.Events.engine(v.Volume, false)
+	}
+}
+
+// relayAll follows the tally of every engine process that is not followed yet.
+func (e *Engine) relayAll(ctx context.Context, relayed map[string]bool) {
+	devices, err := e.Host.Devices(ctx)
+	if err != nil {
+		return
+	}
+	for _, d := range devices {
+		if d.State == host.Serving && !relayed[d.Engine.Socket] {
+			relayed[d.Engine.Socket] = true
+			e.follows.Go(func() { relay(ctx, d.Volume, d.Engine.Socket, e.Events) })
+		}
+	}
+}
+
+// relay turns what an engine process counts into events here, until the process ends.
+func relay(ctx context.Context, id volume.ID, socket string, events Events) {
+	var before tally
+	// An error means that it ended: its successor is followed on its own.
+	_, _ = wire.Call[nothing](ctx, wire.NewClient(socket, host.Codes), "tally", nothing{}, func(now tally) {
+		events.difference(id, before, now)
+		before = now
+	})
+}
