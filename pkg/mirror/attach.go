@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
@@ -111,14 +113,19 @@ func (s *Session) attach(c OpenConfig) error {
 	return s.begin(c.Purpose)
 }
 
-// openVoters opens and locks every voter's replica that can be had.
+// openVoters opens and locks every voter's replica that can be had, all at once: each waits for its disk several times.
 func (s *Session) openVoters() error {
 	v := s.view.Load()
+	errs := make([]error, len(v.config.Voters))
+	var wg sync.WaitGroup
 	for i, voter := range v.config.Voters {
-		r, err := s.openVoter(i, voter)
+		wg.Go(func() { v.replicas[i], errs[i] = s.openDrained(i, voter) })
+	}
+	wg.Wait()
+	for i, err := range errs {
 		if err == nil {
-			v.replicas[i] = r
-			s.super, s.hash = r.Superblock(), digest.NewHasher(r.Superblock().Key)
+			s.super = v.replicas[i].Superblock()
+			s.hash = digest.NewHasher(s.super.Key)
 			continue
 		}
 		if locked, ok := errors.AsType[*vfs.LockedError](err); ok {
@@ -127,6 +134,19 @@ func (s *Session) openVoters() error {
 		s.log.Warn("replica cannot be opened", "volume", s.id, "voter", i, "cause", err)
 	}
 	return nil
+}
+
+// drainWithin is how long an attach waits for what a dead process had given to the kernel. A disk that takes longer is left out.
+const drainWithin = 5 * time.Second
+
+// openDrained opens a voter's replica once nothing of a dead process reaches it any more.
+func (s *Session) openDrained(i int, voter quorum.Voter) (*replica, error) {
+	for started := time.Now(); ; time.Sleep(time.Millisecond) {
+		r, err := s.openVoter(i, voter)
+		if !errors.Is(err, store.ErrDraining) || time.Since(started) > drainWithin {
+			return r, err
+		}
+	}
 }
 
 func (s *Session) openVoter(i int, voter quorum.Voter) (*replica, error) {

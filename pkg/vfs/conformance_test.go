@@ -433,6 +433,25 @@ func TestLock(t *testing.T) {
 	})
 }
 
+func TestLockedFile(t *testing.T) {
+	eachSystem(t, func(t *testing.T, fsys vfs.FS, dir string) {
+		name := filepath.Join(dir, "f")
+		f := open(t, fsys, name, vfs.Create|vfs.Direct|vfs.Locked)
+		_, err := fsys.Open(name, vfs.Direct|vfs.Locked)
+		if locked, ok := errors.AsType[*vfs.LockedError](err); !ok || locked.Name != name {
+			t.Fatalf("second open: %v", err)
+		}
+		other := open(t, fsys, name, vfs.Direct) // who does not ask for the lock does not need it
+		must(t, other.Close())
+		_, err = fsys.Open(name, vfs.Direct|vfs.Locked)
+		if _, ok := errors.AsType[*vfs.LockedError](err); !ok {
+			t.Fatalf("after a close of another: %v", err)
+		}
+		must(t, f.Close())
+		must(t, open(t, fsys, name, vfs.Direct|vfs.Locked).Close())
+	})
+}
+
 func TestWholeFiles(t *testing.T) {
 	eachSystem(t, func(t *testing.T, fsys vfs.FS, dir string) {
 		name := filepath.Join(dir, "f")

@@ -153,10 +153,15 @@ func (m *Mem) Open(name string, mode Mode) (f File, err error) {
 		if err != nil {
 			return err
 		}
+		if mode&Locked != 0 {
+			if err := n.take(name, &memLock{mem: m, node: n, holder: holderUnknown}); err != nil {
+				return err
+			}
+		}
 		f = m.newFile(n, name, mode)
 		return nil
 	})
-	return f, err
+	return f, plainLockError(err)
 }
 
 func (d *memDisk) openNode(name string, mode Mode) (*memNode, error) {

@@ -133,6 +133,9 @@ func (f *memFile) Close() error {
 
 func (f *memFile) close() {
 	f.closed = true
+	if f.mode&Locked != 0 {
+		f.node.lock = nil
+	}
 	f.node.opens--
 	delete(f.mem.files, f)
 	f.mem.disk.release(f.node)
@@ -152,15 +155,24 @@ func (m *Mem) Lock(name, holder string) (u Unlocker, err error) {
 		if err != nil {
 			return err
 		}
-		if l := n.lock; l != nil && !l.mem.dead {
-			return &LockedError{Name: name, Holder: l.holder}
-		}
 		l := &memLock{mem: m, node: n, holder: holder}
-		n.lock, u = l, l
+		if err := n.take(name, l); err != nil {
+			return err
+		}
+		u = l
 		m.disk.sign(n, holder)
 		return nil
 	})
 	return u, plainLockError(err)
+}
+
+// take gives the node's lock to l, unless a process that lives has it.
+func (n *memNode) take(name string, l *memLock) error {
+	if held := n.lock; held != nil && !held.mem.dead {
+		return &LockedError{Name: name, Holder: held.holder}
+	}
+	n.lock = l
+	return nil
 }
 
 // sign writes who holds the lock into its file.

@@ -40,7 +40,7 @@ func (o osFS) Open(name string, mode Mode) (File, error) {
 	if err != nil {
 		return nil, pathError("open", name, err)
 	}
-	f := &osFile{name: name, fd: fd, direct: mode&Direct != 0}
+	f := &osFile{name: name, fd: fd, direct: mode&Direct != 0, locked: mode&Locked != 0}
 	if f.direct {
 		f.ring = o.ring
 	}
@@ -50,6 +50,12 @@ func (o osFS) Open(name string, mode Mode) (File, error) {
 			err = pathError("open", name, unix.EISDIR)
 		}
 		return nil, err
+	}
+	if f.locked {
+		if err := flock(name, fd); err != nil {
+			_ = unix.Close(fd) // not the file's Close, which would unlock
+			return nil, err
+		}
 	}
 	return f, nil
 }

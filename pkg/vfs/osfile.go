@@ -14,6 +14,7 @@ import (
 type osFile struct {
 	name   string
 	direct bool
+	locked bool
 	ring   *ring // nil: only blocking calls
 
 	open   sync.RWMutex
@@ -169,5 +170,8 @@ func (f *osFile) Close() error {
 		return pathError("close", f.name, fs.ErrClosed)
 	}
 	f.closed = true
+	if f.locked { // by itself: a child that was forked in between may still have the descriptor
+		_ = unix.Flock(f.fd, unix.LOCK_UN)
+	}
 	return pathError("close", f.name, unix.Close(f.fd))
 }

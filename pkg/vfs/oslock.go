@@ -39,17 +39,24 @@ func lockOnce(name string) (*osLock, error) {
 		return nil, pathError("lock", name, err)
 	}
 	l := &osLock{name: name, fd: fd}
-	err = retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	err = flock(name, fd)
 	if err == nil {
 		return l, nil
 	}
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		err = &LockedError{Name: name, Holder: l.holder()}
-	} else {
-		err = pathError("lock", name, err)
+	if locked, ok := errors.AsType[*LockedError](err); ok {
+		locked.Holder = l.holder()
 	}
 	_ = unix.Close(fd)
 	return nil, err
+}
+
+// flock takes the exclusive lock of an open file, or fails at once.
+func flock(name string, fd int) error {
+	err := retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return &LockedError{Name: name, Holder: holderUnknown}
+	}
+	return pathError("lock", name, err)
 }
 
 type osLock struct {

@@ -20,6 +20,10 @@ const (
 	Exclusive                  // with Create: fail with fs.ErrExist where it exists
 	ReadOnly                   // reading only
 	Direct                     // bypass the page cache: see Align
+	// Locked takes the exclusive lock of the open file, or fails with *LockedError. It ends with Close, or once the process is dead
+	// and every request that it had made through the file has ended. FS.Lock ends with the process: what that had given to the
+	// kernel by io_uring may still reach the disk after it.
+	Locked
 )
 
 // FS is a tree of files. Names are absolute paths. Calls may run concurrently.

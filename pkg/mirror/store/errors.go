@@ -16,6 +16,9 @@ var (
 	ErrNotFound = errors.New("no replica")
 	// ErrFenced: the replica has promised itself to a newer epoch, holds a newer configuration, or was written by somebody else.
 	ErrFenced = errors.New("fenced")
+	// ErrDraining: the process that had the replica is dead, and requests that it had given to the kernel are still on their way to
+	// the disk. It ends by itself.
+	ErrDraining = errors.New("requests of a dead process are still under way")
 	// ErrFailed: an earlier failure, which it wraps, ended this session of the replica. Only a new Open can end that.
 	ErrFailed = errors.New("replica failed")
 	// ErrGone: the paths no longer lead to the open files.

@@ -47,8 +47,8 @@ type Replica struct {
 }
 
 // Open opens the replica for one process, until Close or the death of it; holder says who that is to others that try. It fails
-// with *vfs.LockedError where another process has it, ErrNotFound, ErrForeign, ErrFormat or ErrDamaged. A
-// damaged copy of the superblock is written again from the good one.
+// with *vfs.LockedError where another process has it, ErrDraining where a dead one still writes, ErrNotFound, ErrForeign,
+// ErrFormat or ErrDamaged. A damaged copy of the superblock is written again from the good one.
 func (d *Dir) Open(id volume.ID, holder string) (*Replica, error) {
 	return d.open(id, holder, false)
 }
@@ -80,9 +80,14 @@ func (d *Dir) open(id volume.ID, holder string, evenUnknown bool) (*Replica, err
 	return r, nil
 }
 
+// openFiles opens the files, each under a lock of its own: a write of a dead process that reached the disk only now would
+// overwrite what a newer writer was told is there.
 func (r *Replica) openFiles() error {
 	for _, f := range r.files() {
-		file, err := r.dir.fs.Open(path.Join(r.path, f.name), vfs.Direct)
+		file, err := r.dir.fs.Open(path.Join(r.path, f.name), vfs.Direct|vfs.Locked)
+		if locked, ok := errors.AsType[*vfs.LockedError](err); ok {
+			return fmt.Errorf("%w: %s", ErrDraining, locked.Name)
+		}
 		if err != nil {
 			return err
 		}
