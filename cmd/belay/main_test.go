@@ -48,6 +48,15 @@ func (f *fakeServer) Verify(_ context.Context, _ volume.ID, progress func(engine
 	return f.found, nil
 }
 
+// Upgrade knows one good program.
+func (f *fakeServer) Upgrade(_ context.Context, id volume.ID, binary string, progress func(engine.Progress)) (engine.Upgrade, error) {
+	progress(engine.Progress{Phase: "drain"})
+	if binary != "/good" {
+		return engine.Upgrade{}, fmt.Errorf("rolled back: volume %s: %s is no engine", id, binary)
+	}
+	return engine.Upgrade{Volume: id, From: "v1", To: "v2", Pause: 12 * time.Millisecond}, nil
+}
+
 func (f *fakeServer) Override(_ context.Context, o detach.Override) error {
 	if o.Volume != "pvc-1" || o.Epoch != 2 || o.Reason != "it burns" || o.Actor == "" {
 		return fmt.Errorf("%w: %+v", detach.ErrOverride, o)
@@ -128,6 +137,10 @@ func TestExitCodesOfUsage(t *testing.T) {
 		{"", exitOK, ""},
 		{"--help", exitOK, ""},
 		{"frob", exitUsage, "frob"},
+		{"upgrade pvc-1", exitUsage, "--to"},
+		{"upgrade --to /x", exitUsage, "name one volume"},
+		{"upgrade pvc-1 --all --to /x", exitUsage, "not both"},
+		{"upgrade --all --to /x --pace -1s", exitUsage, "--pace"},
 		{"volumes extra", exitUsage, "extra"},
 		{"volumes --frob", exitUsage, "frob"},
 		{"volumes -o xml", exitUsage, "xml"},
@@ -253,6 +266,35 @@ func TestVerify(t *testing.T) {
 	var v admin.Verification
 	if err := json.Unmarshal([]byte(out), &v); code != exitDiffers || err != nil || v.Comparison != admin.Differs || strings.Contains(errOut, "belay:") {
 		t.Errorf("differs: exit %d %v\n%s\n%s", code, err, out, errOut)
+	}
+}
+
+func TestUpgrade(t *testing.T) {
+	f, book := newFake(t)
+	socket := f.serve(t, book)
+	code, out, errOut := belay(t, "upgrade", "pvc-1", "--to", "/good", "--socket", socket)
+	if code != exitOK || out != "volume pvc-1: upgraded from v1 to v2; requests waited 12ms\n" || !strings.Contains(errOut, "requests are held") {
+		t.Errorf("exit %d\n%s\n%s", code, out, errOut)
+	}
+	if code, out, errOut = belay(t, "upgrade", "pvc-1", "--to", "/bad", "--socket", socket); code != exitFailed || !strings.Contains(out, "NOT upgraded: rolled back") {
+		t.Errorf("bad program: exit %d\n%s\n%s", code, out, errOut)
+	}
+	if code, out, _ = belay(t, "upgrade", "--all", "--to", "/good", "--socket", socket); code != exitOK || out != "no volume is attached\n" {
+		t.Errorf("none attached: exit %d\n%s", code, out)
+	}
+	for i := range 3 {
+		v := f.volumes[0]
+		v.ID, v.Attachment, v.Staged, v.Sealed = volume.ID(fmt.Sprint("used-", i)), &volume.Attachment{}, true, false
+		f.volumes = append(f.volumes, v)
+	}
+	code, out, _ = belay(t, "upgrade", "--all", "--to", "/bad", "--pace", "0", "--socket", socket)
+	if code != exitFailed || strings.Count(out, "NOT upgraded") != 1 || !strings.Contains(out, "2 volumes not tried") {
+		t.Errorf("stops at the first: exit %d\n%s", code, out)
+	}
+	code, out, _ = belay(t, "upgrade", "--all", "--to", "/bad", "--pace", "0", "--keep-going", "-o", "json", "--socket", socket)
+	var all []upgradeOutcome
+	if err := json.Unmarshal([]byte(out), &all); code != exitFailed || err != nil || len(all) != 3 || all[2].Error == "" {
+		t.Errorf("goes on: exit %d %v\n%s", code, err, out)
 	}
 }
 

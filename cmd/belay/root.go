@@ -52,7 +52,7 @@ func newRoot() *cobra.Command {
 		addShared(verb, o)
 		root.AddCommand(verb)
 	}
-	for _, other := range []*cobra.Command{newFence(o), newVersion(o)} {
+	for _, other := range []*cobra.Command{newFence(o), newUpgrade(o), newVersion(o)} {
 		addShared(other, o)
 		root.AddCommand(other)
 	}

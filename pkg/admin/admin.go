@@ -26,6 +26,7 @@ const (
 	methodVerify   = "verify"
 	methodWhy      = "why"
 	methodFence    = "fence"
+	methodUpgrade  = "upgrade"
 )
 
 // Codes name the errors that keep their identity between server and client: those of the engine and of the gate.
@@ -111,6 +112,7 @@ type Control interface {
 	List(ctx context.Context) ([]engine.Volume, error)
 	Receipts(ctx context.Context, id volume.ID) ([][]byte, error)
 	Verify(ctx context.Context, id volume.ID, progress func(engine.Progress)) (engine.Verification, error)
+	Upgrade(ctx context.Context, id volume.ID, binary string, progress func(engine.Progress)) (engine.Upgrade, error)
 }
 
 // Gate is what is asked of the gate.
@@ -135,6 +137,12 @@ type fencing struct {
 	Epoch  volume.Epoch `json:"epoch"`
 	Reason string       `json:"reason"`
 	Actor  string       `json:"actor"`
+}
+
+// upgrading asks for an upgrade of a volume that is named as people do.
+type upgrading struct {
+	Volume string `json:"volume"`
+	Binary string `json:"binary"`
 }
 
 type none struct{}

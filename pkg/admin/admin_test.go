@@ -45,6 +45,11 @@ func (f *fakeEngine) Verify(ctx context.Context, _ volume.ID, progress func(engi
 	return f.verify(ctx, progress)
 }
 
+func (f *fakeEngine) Upgrade(_ context.Context, id volume.ID, binary string, progress func(engine.Progress)) (engine.Upgrade, error) {
+	progress(engine.Progress{Phase: "drain"})
+	return engine.Upgrade{Volume: id, To: binary}, f.err
+}
+
 type fakeGate func(id volume.ID) (detach.Report, error)
 
 func (g fakeGate) Why(_ context.Context, id volume.ID) (detach.Report, error) { return g(id) }

@@ -51,3 +51,9 @@ func (c *Client) Why(ctx context.Context, volume string) (detach.Report, error) 
 func (c *Client) Fence(ctx context.Context, volume string, o detach.Override) (receipt.Receipt, error) {
 	return wire.Call[receipt.Receipt, none](ctx, c.wire, methodFence, fencing{Volume: volume, Epoch: o.Epoch, Reason: o.Reason, Actor: o.Actor}, nil)
 }
+
+// Upgrade has an engine of another program, an absolute path on the server's machine, serve the attached volume. An error says why it
+// does not; the engine before serves on then. progress may be nil. It goes on when ctx ends.
+func (c *Client) Upgrade(ctx context.Context, volume, binary string, progress func(engine.Progress)) (engine.Upgrade, error) {
+	return wire.Call[engine.Upgrade](ctx, c.wire, methodUpgrade, upgrading{Volume: volume, Binary: binary}, progress)
+}

@@ -35,6 +35,7 @@ func NewServer(c Config) *wire.Server {
 	wire.Handle(w, methodVerify, s.verify)
 	wire.Handle(w, methodWhy, s.why)
 	wire.Handle(w, methodFence, s.fence)
+	wire.Handle(w, methodUpgrade, s.upgrade)
 	return w
 }
 
@@ -183,6 +184,15 @@ func (s server) fence(ctx context.Context, f fencing, _ func(none)) (receipt.Rec
 		return receipt.Receipt{}, err
 	}
 	return *r, nil
+}
+
+// upgrade goes on when the caller hangs up: what was begun ends as an upgrade or as none.
+func (s server) upgrade(ctx context.Context, u upgrading, progress func(engine.Progress)) (engine.Upgrade, error) {
+	v, err := s.resolve(ctx, u.Volume)
+	if err != nil {
+		return engine.Upgrade{}, err
+	}
+	return s.Control.Upgrade(context.WithoutCancel(ctx), v.ID, u.Binary, progress)
 }
 
 func text(err error) string {
