@@ -33,7 +33,8 @@ type Control interface {
 	// Expand grows the volume, online where it is attached, to at least size; never shrinks. The node half's
 	// Resize shows the new size to the kernel.
 	Expand(ctx context.Context, id volume.ID, size volume.Bytes) (Volume, error)
-	// SetFormat records, at a majority, how far the volume's filesystem has come. It never goes back.
+	// SetFormat records, at a majority, how far the volume's filesystem has come. Its stage never goes back; Doubt is set as it is
+	// given.
 	SetFormat(ctx context.Context, id volume.ID, f Format) error
 
 	// Publish opens a new epoch in which node may attach. The same node and options again return the open
@@ -81,7 +82,8 @@ type Control interface {
 // Node is the node's half: the path of the data.
 type Node interface {
 	// Attach makes this node's engine the writer within the attachment: it fences older writers, recovers, and shows
-	// a block device. Attaching again returns the same device. ErrStaleEpoch where the attachment is not the open one,
+	// a block device. Where the writer before had not flushed, the same commit puts the volume's filesystem in doubt:
+	// see Format.AfterUnclean. Attaching again returns the same device. ErrStaleEpoch where the attachment is not the open one,
 	// ErrUnavailable where too few replicas answer, ErrDeviceLost where a device of this attachment was lost and its
 	// remains have not been detached, ErrQuarantined where copies disagree.
 	Attach(ctx context.Context, a volume.Attachment) (Device, error)
@@ -145,6 +147,26 @@ type Volume struct {
 type Format struct {
 	Stage  FormatStage `json:"stage,omitempty"`
 	FSType string      `json:"fsType,omitempty"`
+	// Doubt is what is held against it. The engine raises it; a check of the filesystem settles it.
+	Doubt Doubt `json:"doubt,omitempty"`
+}
+
+// Doubt says why a filesystem must be checked before it is mounted.
+type Doubt string
+
+// Doubts.
+const (
+	NoDoubt   Doubt = ""
+	Unchecked Doubt = "unchecked" // a writer died or was shut out before it had flushed
+	Damaged   Doubt = "damaged"   // a check found what replaying its journal does not mend
+)
+
+// AfterUnclean is the format once a writer has attached behind one that had not flushed.
+func (f Format) AfterUnclean() Format {
+	if f.Stage == Formatted && f.Doubt == NoDoubt {
+		f.Doubt = Unchecked
+	}
+	return f
 }
 
 // FormatStage orders the stages of formatting.

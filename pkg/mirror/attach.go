@@ -240,11 +240,23 @@ func (s *Session) begin(p Purpose) error {
 		next.Flags |= quorum.Staged
 		next.Writer = s.epoch
 		next.Flags &^= quorum.Sealed | quorum.Clean
+		if err := s.raiseDoubt(&next); err != nil {
+			return err
+		}
 	case ForRecovery:
 		s.stopped = true
 		next.Flags &^= quorum.Sealed // Clean stays: it speaks of the last writer with a device
 	}
 	return s.commit(next, true)
+}
+
+// raiseDoubt remembers, until somebody has checked it, that the filesystem is one whose writer had not flushed: the next writer that stops
+// in good order is clean again, and says nothing of what it found.
+func (s *Session) raiseDoubt(next *quorum.Config) error {
+	if !s.unclean {
+		return nil
+	}
+	return editAttributes(next, func(a *attributes) { a.Format = a.Format.AfterUnclean() })
 }
 
 // Close gives the locks back. Without a Seal before it the volume stays attached.

@@ -168,7 +168,8 @@ func formatTo(f engine.Format) func(*quorum.Config) error {
 	return func(c *quorum.Config) error {
 		have := attributesOf(*c).Format
 		to, ok := stageOrder[f.Stage]
-		if !ok || to < stageOrder[have.Stage] || have.Stage == engine.Formatted && have != f {
+		made := have.Stage == engine.Formatted && (have.Stage != f.Stage || have.FSType != f.FSType)
+		if !ok || to < stageOrder[have.Stage] || made {
 			return fmt.Errorf("%w: format %v after %v", engine.ErrInvalid, f, have)
 		}
 		return editAttributes(c, func(a *attributes) { a.Format = f })

@@ -220,7 +220,7 @@ func (m *Memory) SetFormat(_ context.Context, id volume.ID, f engine.Format) err
 	if f == r.format {
 		return nil
 	}
-	if is < was || was == len(stages)-1 {
+	if is < was || was == len(stages)-1 && f.FSType != r.format.FSType {
 		return fmt.Errorf("volume %s: %w: it is %s with %s already", id, engine.ErrInvalid, r.format.Stage, r.format.FSType)
 	}
 	r.format = f

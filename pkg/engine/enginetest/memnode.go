@@ -36,6 +36,9 @@ func (n memNode) Attach(_ context.Context, a volume.Attachment) (engine.Device, 
 	}
 	s.unclean = r.writer > 0 && !r.clean
 	r.staged, r.sealed, r.clean, r.writer = true, false, false, r.epoch
+	if s.unclean {
+		r.format = r.format.AfterUnclean()
+	}
 	if _, err := m.commit(v, r); err != nil {
 		return engine.Device{}, err
 	}

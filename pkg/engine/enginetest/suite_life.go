@@ -30,6 +30,7 @@ func lifeTests() []test {
 		{"UnpublishNeverStaged", always, testUnpublishNeverStaged},
 		{"ExpandNeverShrinks", always, testExpand},
 		{"FormatNeverGoesBack", always, testFormat},
+		{"UncleanPutsInDoubt", always, testDoubt},
 		{"Unsupported", always, testUnsupported},
 	}
 }
@@ -271,6 +272,53 @@ func testFormat(s *suite) {
 		_ = s.Control.SetFormat(s.ctx, id, f) // refused or ignored: what counts is that nothing changes
 		s.check(s.get().Format == steps[1], "format went from %+v to %+v", steps[1], s.get().Format)
 	}
+	for _, d := range []engine.Doubt{engine.Damaged, engine.Unchecked, engine.NoDoubt} {
+		f := steps[1]
+		f.Doubt = d
+		s.ok("SetFormat with a doubt", s.Control.SetFormat(s.ctx, id, f))
+		s.check(s.get().Format == f, "format is %+v, want %+v", s.get().Format, f)
+	}
+}
+
+// testDoubt: a writer that had not flushed puts the filesystem in doubt, and only who checks it takes that away.
+func testDoubt(s *suite) {
+	a, _, h := s.use()
+	s.shutOut(a, h, "receipt 1")
+	a = s.publish()
+	d, h := s.attach(a)
+	s.check(d.Unclean && s.get().Format == engine.Format{}, "without a filesystem, after a fence: %+v, %+v", d, s.get().Format)
+	formatted := engine.Format{Stage: engine.Formatted, FSType: "ext4"}
+	s.ok("SetFormat", s.Control.SetFormat(s.ctx, id, formatted))
+	s.leave(a, h, "receipt 2")
+	a = s.publish()
+	_, h = s.attach(a)
+	s.check(s.get().Format == formatted, "in doubt after a clean writer: %+v", s.get().Format)
+	s.shutOut(a, h, "receipt 3")
+	doubted := formatted
+	doubted.Doubt = engine.Unchecked
+	for _, receipt := range []string{"receipt 4", "receipt 5"} { // the second after a clean one: nobody has checked
+		a = s.publish()
+		_, h = s.attach(a)
+		s.check(s.get().Format == doubted, "format is %+v, want %+v", s.get().Format, doubted)
+		s.leave(a, h, receipt)
+	}
+	s.ok("SetFormat after a check", s.Control.SetFormat(s.ctx, id, formatted))
+	a = s.publish()
+	_, h = s.attach(a)
+	s.check(s.get().Format == formatted, "in doubt after a check: %+v", s.get().Format)
+	s.leave(a, h, "receipt 6")
+}
+
+// shutOut fences a living writer, and detaches what is left with a receipt.
+func (s *suite) shutOut(a volume.Attachment, h Handle, receipt string) {
+	s.Helper()
+	s.write(h, 0, 4, 1)
+	_, err := s.Control.Fence(s.ctx, a, engine.FenceOptions{Kill: true, Reason: "test"})
+	s.ok("Fence", err)
+	s.seal(s.evidence(a), receipt)
+	_ = h.Close()
+	s.ok("Detach of what is left", s.Node.Detach(s.ctx, a))
+	s.ok("Unpublish", s.Control.Unpublish(s.ctx, a))
 }
 
 func testUnsupported(s *suite) {
