@@ -110,7 +110,7 @@ func (s *Session) attach(c OpenConfig) error {
 			return err
 		}
 	}
-	return s.begin(c.Purpose)
+	return s.begin(c)
 }
 
 // openVoters opens and locks every voter's replica that can be had, all at once: each waits for its disk several times.
@@ -229,18 +229,18 @@ func (s *Session) adoptConfig(newest quorum.Config, sources quorum.Set, p Purpos
 }
 
 // begin commits the session's first configuration. After it the session is the writer.
-func (s *Session) begin(p Purpose) error {
+func (s *Session) begin(c OpenConfig) error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	next := s.view.Load().config
-	switch p {
+	switch c.Purpose {
 	case ForControl:
 		return nil // what it was opened for is its first configuration
 	case ForDevice:
 		next.Flags |= quorum.Staged
 		next.Writer = s.epoch
 		next.Flags &^= quorum.Sealed | quorum.Clean
-		if err := s.raiseDoubt(&next); err != nil {
+		if err := s.raiseDoubt(&next, c.Warm != nil); err != nil {
 			return err
 		}
 	case ForRecovery:
@@ -251,9 +251,9 @@ func (s *Session) begin(p Purpose) error {
 }
 
 // raiseDoubt remembers, until somebody has checked it, that the filesystem is one whose writer had not flushed: the next writer that stops
-// in good order is clean again, and says nothing of what it found.
-func (s *Session) raiseDoubt(next *quorum.Config) error {
-	if !s.unclean {
+// in good order is clean again, and says nothing of what it found. Warm the guest is alive, and loses nothing.
+func (s *Session) raiseDoubt(next *quorum.Config, warm bool) error {
+	if !s.unclean || warm {
 		return nil
 	}
 	return editAttributes(next, func(a *attributes) { a.Format = a.Format.AfterUnclean() })
