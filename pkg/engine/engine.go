@@ -68,7 +68,18 @@ type Control interface {
 	// Rebuild brings replicas that are not in sync back, and returns when all are or ctx ends.
 	Rebuild(ctx context.Context, id volume.ID, progress func(Progress)) error
 
-	// CreateSnapshot, DeleteSnapshot, Clone, Upgrade and Salvage have their place here; an engine that does not state
+	// SalvagePlan tells what each replica of the volume holds, whether the volume comes up by the rules, and what a person may
+	// decide where it does not. It changes nothing. read: every block of every replica is read and compared with its checksum. ErrNotFound
+	// only where no replica is left of the volume; ErrUnavailable where that cannot be told.
+	SalvagePlan(ctx context.Context, id volume.ID, read bool, progress func(Progress)) (SalvagePlan, error)
+	// Salvage makes one replica what the volume is, by a person's decision, where the rules do not bring it up: under an epoch
+	// above everything that can be, in force at a majority of the replicas that are there, so that no older truth comes back.
+	// The barrier says what was found and given up; it is for a forced receipt. Until Seal the volume is quarantined, and the same
+	// call again goes on. ErrNotNeeded where the rules suffice, ErrAttached where the volume has a writer, ErrInvalid where the
+	// replica is not one of the plan's choices, ErrUnavailable where it cannot be read or written. Cancelling ctx stops the waiting, not the work.
+	Salvage(ctx context.Context, id volume.ID, o SalvageOrder, progress func(Progress)) (Barrier, error)
+
+	// CreateSnapshot, DeleteSnapshot, Clone and Upgrade have their place here; an engine that does not state
 	// the capability answers ErrUnsupported.
 	CreateSnapshot(ctx context.Context, id volume.ID, snapshot string) error
 	DeleteSnapshot(ctx context.Context, id volume.ID, snapshot string) error
@@ -76,7 +87,6 @@ type Control interface {
 	// Upgrade has an engine of another program serve the attached volume, without the workload noticing more than a
 	// pause. Where that one cannot serve the old one serves on, and the error says why. progress may be nil.
 	Upgrade(ctx context.Context, id volume.ID, binary string, progress func(Progress)) (Upgrade, error)
-	Salvage(ctx context.Context, id volume.ID, from ReplicaID, reason string) (Barrier, error)
 }
 
 // Node is the node's half: the path of the data.

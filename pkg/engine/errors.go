@@ -32,6 +32,8 @@ var (
 	ErrDeviceLost = errors.New("device lost")
 	// ErrQuarantined: refused until a person decides; copies disagree and nobody can tell which is right.
 	ErrQuarantined = errors.New("quarantined: copies disagree")
+	// ErrNotNeeded: refused; the rules suffice, and a person has nothing to decide.
+	ErrNotNeeded = errors.New("not needed")
 )
 
 // Codes names the errors where they cross a process boundary.
@@ -40,4 +42,5 @@ var Codes = map[string]error{
 	"out-of-range": ErrOutOfRange, "no-space": ErrNoSpace, "busy": ErrBusy, "attached": ErrAttached,
 	"not-stopped": ErrNotStopped, "not-sealed": ErrNotSealed, "stale-epoch": ErrStaleEpoch,
 	"unavailable": ErrUnavailable, "device-lost": ErrDeviceLost, "quarantined": ErrQuarantined,
+	"not-needed": ErrNotNeeded,
 }

@@ -137,6 +137,8 @@ type Barrier struct {
 	// Unresolved are ranges for which no copy can win.
 	Unresolved []Finding `json:"unresolved,omitempty"`
 	Head       []byte    `json:"head,omitempty"` // hash of the newest receipt in force before this barrier
+	// Salvaged: the content is what a person decided for, and no receipt says so yet.
+	Salvaged *Salvaged `json:"salvaged,omitempty"`
 }
 
 // Finding is a range of a replica that is not what it should be.

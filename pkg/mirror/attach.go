@@ -38,6 +38,8 @@ type OpenConfig struct {
 	Purpose Purpose
 	// Attachment is the epoch of the publication the session serves; 0: whichever.
 	Attachment volume.Epoch
+	// Floor is what is remembered of a salvage; nil: nothing.
+	Floor *floor
 	// Holder is written into the replicas' locks for people and for the proof of death.
 	Holder string
 	// Boot identifies the running kernel: a cache that was lost with another one makes its replica lossy.
@@ -59,6 +61,7 @@ type OpenConfig struct {
 // ErrStaleEpoch: the attachment is not the open one. ErrNotFound, ErrQuarantined as they say.
 func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 	found := survey(c.Stores, c.ID)
+	found.floor = c.Floor
 	newest, err := found.newest()
 	if err != nil {
 		return nil, err
@@ -141,8 +144,12 @@ const drainWithin = 5 * time.Second
 
 // openDrained opens a voter's replica once nothing of a dead process reaches it any more.
 func (s *Session) openDrained(i int, voter quorum.Voter) (*replica, error) {
+	return openDrained(func() (*replica, error) { return s.openVoter(i, voter) })
+}
+
+func openDrained[R any](open func() (R, error)) (R, error) {
 	for started := time.Now(); ; time.Sleep(time.Millisecond) {
-		r, err := s.openVoter(i, voter)
+		r, err := open()
 		if !errors.Is(err, store.ErrDraining) || time.Since(started) > drainWithin {
 			return r, err
 		}
@@ -239,6 +246,7 @@ func (s *Session) begin(c OpenConfig) error {
 	case ForDevice:
 		next.Flags |= quorum.Staged
 		next.Writer = s.epoch
+		editAttributes(&next, func(a *attributes) { a.Since = time.Now().UTC().Truncate(time.Second) }) //nolint:errcheck // for people: left out where there is no room
 		next.Flags &^= quorum.Sealed | quorum.Clean
 		if err := s.raiseDoubt(&next, c.Warm != nil); err != nil {
 			return err

@@ -3,6 +3,7 @@ package mirror
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -19,6 +20,19 @@ type attributes struct {
 	Options    engine.PublishOptions `json:"options,omitzero"`
 	// Unresolved are the findings for which the volume was quarantined.
 	Unresolved []engine.Finding `json:"unresolved,omitempty"`
+	// Since is when the newest writer attached.
+	Since time.Time `json:"since,omitzero"`
+	// Salvaged is the newest salvage. Pending: no receipt tells of it yet.
+	Salvaged *engine.Salvaged `json:"salvaged,omitempty"`
+	Pending  bool             `json:"pending,omitempty"`
+}
+
+// pendingOf is the salvage of which no receipt tells yet.
+func pendingOf(c quorum.Config) *engine.Salvaged {
+	if a := attributesOf(c); a.Pending {
+		return a.Salvaged
+	}
+	return nil
 }
 
 // attributesOf reads a configuration's attributes. They were written by us and are covered by the record's checksum; what

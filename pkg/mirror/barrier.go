@@ -279,6 +279,7 @@ func (s *Session) testify() (engine.Barrier, error) {
 	v := s.view.Load()
 	repairs, unresolved, verified := s.ledger.entries()
 	b := engine.Barrier{
+		Salvaged:   pendingOf(v.config),
 		Attachment: volume.Attachment{Volume: s.id, Epoch: v.config.Published, Node: attributesOf(v.config).Node},
 		Writer:     s.epoch, View: v.config.String(), Clean: !s.unclean || v.config.Writer == s.epoch,
 		Size: v.config.Size, Replicas: len(v.config.Voters), Expected: digestOf(s.regions.total(), v.config.Size),
@@ -354,8 +355,13 @@ func (s *Session) seal(v *view, b engine.Barrier, receipt []byte) error {
 	if b.Clean {
 		next.Flags |= quorum.Clean
 	}
-	if len(b.Unresolved) > 0 { // forced: the volume is let go, and nobody may use it before a person has decided
+	if len(b.Unresolved) > 0 && !s.salvaging { // forced: the volume is let go, and nobody may use it before a person has decided
 		next.Flags |= quorum.Quarantined
+	}
+	if pendingOf(next) != nil {
+		if err := editAttributes(&next, func(a *attributes) { a.Pending = false }); err != nil {
+			return err
+		}
 	}
 	next.Digest, next.Head = s.regions.total().Bytes(), sha256.Sum256(receipt)
 	err := s.commit(next, false)

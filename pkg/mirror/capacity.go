@@ -112,6 +112,6 @@ func (e *Engine) Capabilities(_ context.Context, parameters map[string]string) (
 	}
 	return engine.Capabilities{
 		Position: engine.AttestReplica, Digest: engine.AttestReplica, Flush: engine.FlushInSync, Fence: engine.FenceSession,
-		ReplicasMax: min(len(e.Stores), 5), BlockSizes: []int{4096, 512}, OnlineExpand: true, Thin: true, Repair: true, NodeLocal: true, LiveUpgrade: true,
+		ReplicasMax: min(len(e.Stores), 5), BlockSizes: []int{4096, 512}, OnlineExpand: true, Thin: true, Repair: true, NodeLocal: true, LiveUpgrade: true, Salvage: true,
 	}, nil
 }

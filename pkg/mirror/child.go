@@ -65,7 +65,7 @@ func openTaken(ctx context.Context, t host.Take, progress func(engine.Progress),
 	}
 	fsys := vfs.OS()
 	c := OpenConfig{
-		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(), Progress: progress,
+		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(), Progress: progress, Floor: o.Floor,
 		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) },
 		Holder:  holderText("engine", string(o.Node), o.Volume, os.Getpid()),
 		Stores:  openHomes(fsys, o.Stores, installation, log),

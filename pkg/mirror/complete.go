@@ -12,7 +12,7 @@ import (
 // complete makes the replicas that an earlier Create, which was cut short, did not come to. Without it the volume would be
 // degraded for good: nothing else makes replicas.
 func (e *Engine) complete(ctx context.Context, v engine.Volume) (engine.Volume, error) {
-	f := survey(e.stores.present(), v.ID)
+	f := e.survey(v.ID)
 	c, err := f.newest()
 	if err != nil {
 		return v, err

@@ -13,7 +13,7 @@ import (
 
 // Get implements engine.Control.
 func (e *Engine) Get(ctx context.Context, id volume.ID) (engine.Volume, error) {
-	f := survey(e.stores.present(), id)
+	f := e.survey(id)
 	c, err := f.newest()
 	if err != nil {
 		return engine.Volume{}, e.maybeAway(err)
@@ -68,10 +68,9 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 
 // List implements engine.Control. A volume too few of whose replicas answer is listed as Unavailable.
 func (e *Engine) List(ctx context.Context) ([]engine.Volume, error) {
-	dirs := e.stores.present()
 	var out []engine.Volume
-	for _, id := range idsIn(dirs) {
-		f := survey(dirs, id)
+	for _, id := range idsIn(e.stores.present()) {
+		f := e.survey(id)
 		c, err := f.newest()
 		if isNotFound(err) {
 			continue
@@ -260,9 +259,4 @@ func (e *Engine) DeleteSnapshot(context.Context, volume.ID, string) error {
 // Clone implements engine.Control.
 func (e *Engine) Clone(context.Context, volume.ID, string, engine.Spec) (engine.Volume, error) {
 	return engine.Volume{}, engine.ErrUnsupported
-}
-
-// Salvage implements engine.Control.
-func (e *Engine) Salvage(context.Context, volume.ID, engine.ReplicaID, string) (engine.Barrier, error) {
-	return engine.Barrier{}, engine.ErrUnsupported
 }

@@ -160,8 +160,7 @@ func (e *Engine) Delete(ctx context.Context, id volume.ID) error {
 		return err
 	}
 	defer h.unlock()
-	dirs := e.stores.present()
-	f := survey(dirs, id)
+	f := e.survey(id)
 	c, err := f.newest()
 	switch {
 	case errors.Is(err, engine.ErrNotFound):
@@ -180,7 +179,7 @@ func (e *Engine) Delete(ctx context.Context, id volume.ID) error {
 	if err != nil {
 		return err
 	}
-	return e.removeRemains(survey(dirs, id))
+	return e.removeRemains(e.survey(id))
 }
 
 // removeRemains removes the replicas of a volume that is deleted or never came into being. Those of a deleted one are
@@ -226,7 +225,7 @@ func (e *Engine) bury(p peek, id volume.ID, _ quorum.Config) error {
 func (e *Engine) finishRemovals() {
 	dirs := e.stores.present()
 	for _, id := range idsIn(dirs) {
-		f := survey(dirs, id)
+		f := e.survey(id)
 		if err := e.removeRemains(f); err != nil {
 			e.Log.Warn("remains of a deleted volume", "volume", id, "cause", err)
 		}

@@ -94,13 +94,20 @@ func (f found) state(c quorum.Config, replicas []engine.Replica) (engine.State, 
 			answering++
 		}
 	}
-	total := fmt.Sprintf("%d of %d replicas in sync", inSync, len(replicas))
+	given := len(replicas)
+	a := attributesOf(c)
+	if a.Salvaged != nil {
+		given = max(given, a.Salvaged.Replicas)
+	}
+	total := fmt.Sprintf("%d of %d replicas in sync", inSync, given)
 	switch {
+	case a.Pending:
+		return engine.Quarantined, fmt.Sprintf("its salvage from store %s was decided and is not finished: belay salvage %s", a.Salvaged.From, f.id)
 	case c.Flags.Has(quorum.Quarantined):
 		return engine.Quarantined, "copies disagree and nobody can tell which is right"
 	case answering < quorum.Majority(len(replicas)) || inSync == 0:
 		return engine.Unavailable, total
-	case inSync < len(replicas):
+	case inSync < given:
 		return engine.Degraded, total
 	}
 	return engine.Healthy, ""

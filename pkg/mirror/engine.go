@@ -61,6 +61,7 @@ type handle struct {
 	attach   job[engine.Device]
 	fence    job[engine.FenceProof]
 	evidence job[engine.Barrier]
+	salvage  job[engine.Barrier]
 }
 
 // New checks the configuration. Nothing is opened before Start.
@@ -171,8 +172,12 @@ func (e *Engine) holder(role string, id volume.ID) string {
 
 // dirs are the stores that are there now.
 func (e *Engine) open(ctx context.Context, id volume.ID, p Purpose, attachment volume.Epoch) (*Session, error) {
+	floor, err := e.floor(id)
+	if err != nil {
+		return nil, err
+	}
 	return Open(ctx, OpenConfig{
-		ID: id, Stores: e.stores.present(), Find: e.stores.find, Purpose: p, Attachment: attachment,
+		ID: id, Floor: floor, Stores: e.stores.present(), Find: e.stores.find, Purpose: p, Attachment: attachment,
 		Holder: e.holder("control", id), Boot: e.boot, Log: e.Log, Events: e.Events,
 	})
 }

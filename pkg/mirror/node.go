@@ -59,8 +59,12 @@ func (e *Engine) spec(ctx context.Context, a volume.Attachment) (host.Spec, erro
 	if err != nil {
 		return host.Spec{}, err
 	}
+	floor, err := e.floor(a.Volume)
+	if err != nil {
+		return host.Spec{}, err
+	}
 	o, err := json.Marshal(order{
-		Volume: a.Volume, Attachment: a, Installation: e.stores.installation.String(), Node: e.Node, Boot: e.boot.String(), Stores: e.stores.homes(),
+		Floor: floor, Volume: a.Volume, Attachment: a, Installation: e.stores.installation.String(), Node: e.Node, Boot: e.boot.String(), Stores: e.stores.homes(),
 	})
 	return host.Spec{
 		Volume: a.Volume, Name: e.deviceName(a.Volume), BlockSize: l.blockSize, Executable: e.Executable, Order: o, Key: keyOf(a),

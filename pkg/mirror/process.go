@@ -29,6 +29,7 @@ type order struct {
 	Installation string            `json:"installation"`
 	Node         volume.NodeID     `json:"node"`
 	Boot         string            `json:"boot"`
+	Floor        *floor            `json:"floor,omitempty"` // of a salvage
 }
 
 // ready is what an engine process says when it serves, and what the next one knows of it.

@@ -32,6 +32,9 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 		return engine.FenceProof{}, err
 	}
 	recovery := h.recovering()
+	if recovery != nil && recovery.salvaging {
+		return engine.FenceProof{}, errSalvaging(a.Volume)
+	}
 	if recovery != nil && recovery.broken.Load() == nil {
 		return proofOf(recovery), nil
 	}
@@ -72,7 +75,7 @@ func (e *Engine) endWriter(ctx context.Context, a volume.Attachment, o engine.Fe
 
 // current refuses an attachment that is not the open one, before anybody is ended for it.
 func (e *Engine) current(a volume.Attachment) error {
-	c, err := survey(e.stores.present(), a.Volume).newest()
+	c, err := e.survey(a.Volume).newest()
 	if err == nil && c.Published != a.Epoch {
 		err = fmt.Errorf("%w: %s: the open attachment has epoch %d", engine.ErrStaleEpoch, a, c.Published)
 	}
@@ -91,7 +94,11 @@ func proofOf(s *Session) engine.FenceProof {
 func (e *Engine) Evidence(ctx context.Context, a volume.Attachment, progress func(engine.Progress)) (engine.Barrier, error) {
 	h := e.handle(a.Volume)
 	return h.evidence.do(ctx, progress, func(ctx context.Context, report func(engine.Progress)) (engine.Barrier, error) {
-		if recovery := h.recovering(); recovery != nil {
+		recovery := h.recovering()
+		if recovery != nil && recovery.salvaging {
+			return engine.Barrier{}, errSalvaging(a.Volume)
+		}
+		if recovery != nil {
 			return sameAttachment(a)(recovery.Evidence(ctx, report))
 		}
 		p, err := e.alive(ctx, a.Volume)
@@ -141,7 +148,7 @@ func (e *Engine) Seal(ctx context.Context, b engine.Barrier, receipt []byte) err
 
 // sealedBy answers a repeated Seal whose first call succeeded.
 func (e *Engine) sealedBy(b engine.Barrier, receipt []byte) error {
-	c, err := survey(e.stores.present(), b.Attachment.Volume).newest()
+	c, err := e.survey(b.Attachment.Volume).newest()
 	if err != nil {
 		return err
 	}
@@ -170,7 +177,7 @@ func quarantine(findings []engine.Finding) func(*quorum.Config) error {
 // Receipts implements engine.Control: the chain that ends in the receipt that the seal names. Receipts that no seal names are
 // leftovers of a detach that was cut short, and are left out.
 func (e *Engine) Receipts(_ context.Context, id volume.ID) ([][]byte, error) {
-	f := survey(e.stores.present(), id)
+	f := e.survey(id)
 	c, err := f.newest()
 	if err != nil {
 		return nil, e.maybeAway(err)

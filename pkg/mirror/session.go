@@ -54,7 +54,9 @@ type Session struct {
 	turn     atomic.Uint64 // which member serves the next read
 	ledger   ledger
 	unclean  bool // the previous writer was shut out before it had flushed
-	touched  atomic.Int64
+
+	salvaging bool // it makes one replica what the volume is, by a person's decision
+	touched   atomic.Int64
 
 	evidence   sync.RWMutex // held for reading by a scrub of a region, for writing by whatever else verifies, rebuilds or seals
 	background background

@@ -12,8 +12,10 @@ import (
 
 // found is what the stores say of one volume, without any lock.
 type found struct {
-	id    volume.ID
-	peeks []peek
+	id       volume.ID
+	peeks    []peek
+	floor    *floor // of a salvage; nil: there was none
+	floorErr error
 }
 
 type peek struct {
@@ -79,6 +81,9 @@ func (f found) newest() (quorum.Config, error) {
 		return c, fmt.Errorf("%w: volume %s: a majority of its stores does not know it", engine.ErrNotFound, f.id)
 	default:
 		return c, fmt.Errorf("%w: volume %s: %d of %d replicas answer, %d are needed: %w", engine.ErrUnavailable, f.id, known, len(c.Voters), need, f.causes(c.Voters))
+	}
+	if err := f.above(c); err != nil {
+		return c, err
 	}
 	if c.Flags.Has(quorum.Deleted) {
 		return c, fmt.Errorf("%w: volume %s was deleted", engine.ErrNotFound, f.id)

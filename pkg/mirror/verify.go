@@ -47,7 +47,7 @@ func (h *handle) setVerify(cancel context.CancelFunc) {
 
 // read reads every replica of a detached volume. It takes the replicas' locks but promises and changes nothing.
 func (e *Engine) read(ctx context.Context, id volume.ID, progress func(engine.Progress)) (engine.Verification, error) {
-	newest, err := survey(e.stores.present(), id).newest()
+	newest, err := e.survey(id).newest()
 	if err != nil {
 		return engine.Verification{}, err
 	}

@@ -96,12 +96,13 @@ func settle(r Receipt) (Receipt, error) {
 func fill(b engine.Barrier, f Facts, at time.Time, key string) Receipt {
 	clean := b.Clean && f.Unflushed == ""
 	return Receipt{
-		Version: Version, Kind: KindOf(f.Forced, clean, InSync(b) >= b.Replicas), Name: clip(f.Name),
+		Version: Version, Kind: KindOf(f.Forced || b.Salvaged != nil, clean, InSync(b) >= b.Replicas), Name: clip(f.Name),
 		Attachment: b.Attachment, Writer: b.Writer, View: clip(b.View), Clean: clean,
 		Size: b.Size, Replicas: b.Replicas, Expected: b.Expected, Evidence: replicas(b.Evidence),
 		Verified: b.Verified, Repairs: repairs(b.Repairs), RepairCount: len(b.Repairs),
 		Unresolved: findings(b.Unresolved), UnresolvedCount: len(b.Unresolved),
-		Reason: clip(join(f.Reason, f.Unflushed)), Actor: clip(f.Actor),
+		Salvaged: b.Salvaged,
+		Reason:   clip(join(f.Reason, f.Unflushed)), Actor: clip(f.Actor),
 		At: at.UTC().Truncate(time.Millisecond), Previous: b.Head, Key: key,
 	}
 }
@@ -166,6 +167,8 @@ func (r Receipt) checkFacts() error {
 		return fmt.Errorf("kind %q does not fit clean=%t", r.Kind, r.Clean)
 	case r.Kind != Forced && r.UnresolvedCount > 0:
 		return fmt.Errorf("%d ranges for which no copy can win need a forced receipt", r.UnresolvedCount)
+	case r.Kind != Forced && r.Salvaged != nil:
+		return fmt.Errorf("a salvage needs a forced receipt, not %q", r.Kind)
 	case r.Replicas < 1 || len(r.Evidence) > EvidenceMax:
 		return fmt.Errorf("%d replicas, %d said anything", r.Replicas, len(r.Evidence))
 	case len(r.Previous) != 0 && len(r.Previous) != hashLen:

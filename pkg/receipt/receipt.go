@@ -60,11 +60,13 @@ type Receipt struct {
 	RepairCount     int              `json:"repairCount,omitempty"`
 	Unresolved      []engine.Finding `json:"unresolved,omitempty"` // only ever in a forced receipt
 	UnresolvedCount int              `json:"unresolvedCount,omitempty"`
-	Reason          string           `json:"reason,omitempty"` // why the writer was fenced, or the override's reason
-	Actor           string           `json:"actor,omitempty"`  // who overrode
-	At              time.Time        `json:"at"`               // wall clock of the signer, UTC, whole milliseconds
-	Previous        engine.HexBytes  `json:"previous,omitempty"`
-	Key             string           `json:"key"` // who signed: see KeyID
+	// Salvaged: the content is what a person decided for, and what that gave up. Only ever in a forced receipt.
+	Salvaged *engine.Salvaged `json:"salvaged,omitempty"`
+	Reason   string           `json:"reason,omitempty"` // why the writer was fenced, or the override's reason
+	Actor    string           `json:"actor,omitempty"`  // who overrode
+	At       time.Time        `json:"at"`               // wall clock of the signer, UTC, whole milliseconds
+	Previous engine.HexBytes  `json:"previous,omitempty"`
+	Key      string           `json:"key"` // who signed: see KeyID
 }
 
 // Replica is what one replica said of itself.

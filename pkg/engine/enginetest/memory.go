@@ -253,6 +253,11 @@ func (m *Memory) Clone(context.Context, volume.ID, string, engine.Spec) (engine.
 }
 
 // Salvage is not supported.
-func (m *Memory) Salvage(context.Context, volume.ID, engine.ReplicaID, string) (engine.Barrier, error) {
+func (m *Memory) Salvage(context.Context, volume.ID, engine.SalvageOrder, func(engine.Progress)) (engine.Barrier, error) {
 	return engine.Barrier{}, unsupported("salvage")
+}
+
+// SalvagePlan is not supported.
+func (m *Memory) SalvagePlan(context.Context, volume.ID, bool, func(engine.Progress)) (engine.SalvagePlan, error) {
+	return engine.SalvagePlan{}, unsupported("salvage")
 }

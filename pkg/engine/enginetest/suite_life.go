@@ -336,7 +336,7 @@ func testUnsupported(s *suite) {
 		}},
 		{"Upgrade", s.caps.LiveUpgrade, func() error { _, err := s.Control.Upgrade(s.ctx, id, "/no/such/binary", nil); return err }},
 		{"Salvage", s.caps.Salvage, func() error {
-			_, err := s.Control.Salvage(s.ctx, id, s.get().Replicas[0].ID, "because")
+			_, err := s.Control.Salvage(s.ctx, id, engine.SalvageOrder{From: s.get().Replicas[0].ID, Reason: "because"}, nil)
 			return err
 		}},
 	}
