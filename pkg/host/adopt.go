@@ -78,16 +78,29 @@ func (d *held) adopt(ctx context.Context) error {
 	return d.update(func(e *entry) { e.Engines = []running{serving.running()} })
 }
 
+// survivors are the engine processes that live. Of those that do not, what they left is taken.
 func (d *held) survivors() (alive []*process) {
 	for _, r := range d.entry.Engines {
 		p, err := find(d.entry.Volume, r)
-		if err == nil {
+		switch {
+		case err == nil:
 			alive = append(alive, p)
-		} else if !errors.Is(err, errGone) {
+		case errors.Is(err, errGone):
+			d.inherit(r)
+		default:
 			d.host.log.Error("engine process cannot be looked at", append(d.log(), "engine", r.PID, "error", err)...)
 		}
 	}
 	return alive
+}
+
+// inherit takes what an engine process left that died while no host looked: its last words, and a socket that nobody has removed.
+func (d *held) inherit(r running) {
+	p := newProcess(d.entry.Volume, r.Socket, r.Words, nil)
+	if words := p.takeWords(); words != nil {
+		d.words = words
+	}
+	os.Remove(r.Socket) //nolint:errcheck // none where it ended in order; nobody else has this name
 }
 
 // takeBack gets the channel from an engine process, whatever that does now.
