@@ -20,11 +20,12 @@ import (
 	"github.com/belay-storage/belay/tests/orchestrator"
 )
 
-// signal sends to the volume's engine process.
+// signal sends to the engine process that serves the volume.
 func (s *subject) signal(sig syscall.Signal) (pid int) {
 	s.Helper()
-	if pid = s.Engine(s.Volume); pid == 0 {
-		s.Fatalf("volume %s has no engine process", s.ID)
+	pid, err := s.Engine(s.Context(), s.Volume)
+	if err != nil || pid == 0 {
+		s.Fatalf("volume %s has no engine process: %v", s.ID, err)
 	}
 	s.must(sig.String(), syscall.Kill(pid, sig))
 	return pid
@@ -44,18 +45,18 @@ func (s *subject) comesBack() {
 	s.settled()
 }
 
-// TestEngineKilledUnderLoad: only the engine process dies. Its device answers errors at once, and the server, which lives,
-// finishes the detach by shutting the dead writer out.
-func TestEngineKilledUnderLoad(t *testing.T) {
+// TestDeviceLostUnderLoad: host and engine die together, so that nobody is left to keep the device. It answers errors at once, and
+// the server, which lives, finishes the detach by shutting the dead writer out.
+func TestDeviceLostUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	for i, fstype := range []string{"ext4", "xfs"} {
-		s := r.subject(fmt.Sprintf("engine-%d", i), fstype, 320*mib)
+		s := r.subject(fmt.Sprintf("lost-%d", i), fstype, 320*mib)
 		s.do("attach", s.Attach)
 		s.keep()
 		s.underLoad(func() {
 			time.Sleep(time.Duration(r.random.Int64N(int64(killWithin))))
-			s.signal(syscall.SIGKILL)
+			s.must("kill", s.KillDevice(s.Context(), s.Volume))
 		})
 		s.must("the device", s.answersErrors())
 		s.refusedWhileStaged()
@@ -101,32 +102,44 @@ func (s *subject) refusedWhileStaged() {
 	}
 }
 
-// TestEngineAsleepAtRestart: the engine process is stopped when the server dies, so that it does not see that. The next server
-// ends this very process, known by what it wrote into its locks: what waits for its device could not end otherwise.
-func TestEngineAsleepAtRestart(t *testing.T) {
+// TestEngineAsleepAtHostRestart: the engine process is stopped when the host dies. The next host gets the device from it, asleep as it
+// is, ends it since it does not answer, and has the next engine serve: the workload has waited, and nothing else.
+func TestEngineAsleepAtHostRestart(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	s := r.subject("asleep", "ext4", 128*mib)
 	s.do("attach", s.Attach)
 	s.keep()
-	s.underLoad(func() {
-		// The load must be under way: what waits for the device then cannot be unpublished before it answers.
+	s.undisturbed(func() {
 		s.must("load", orchestrator.Until(t.Context(), "the first record", func() (bool, error) { return s.oracle.synced.Load() > 0, nil }))
-		time.Sleep(time.Duration(r.random.Int64N(int64(killWithin))))
 		pid := s.signal(syscall.SIGSTOP)
-		s.kill()
-		s.start()
-		s.finish()
+		time.Sleep(time.Duration(r.random.Int64N(int64(killWithin))))
+		s.asleepWithoutHost(pid)
+		s.must("the device", s.serving())
 		if slices.Contains(s.Processes(), pid) {
-			t.Errorf("the engine process of the server before, %d, is still there", pid)
+			t.Errorf("the engine process that slept, %d, is still there", pid)
 		}
+		before := s.oracle.synced.Load()
+		s.until("more synced records", func() (bool, error) { return s.oracle.synced.Load() > before+6, nil })
 	})
-	s.newest(s.Volume, receipt.Fenced)
-	s.do("controller-unpublish", s.ControllerUnpublish)
-	s.comesBack()
+	s.detachesClean()
+	s.do("delete", s.Delete)
+	s.settled()
 }
 
-// TestEngineAsleep: an engine that does not answer is no reason to let go, and nothing times out to OK. Awake again, it detaches clean.
+// asleepWithoutHost kills the host of an engine that is stopped. The kernel wakes a process group that is stopped when its parent dies
+// (POSIX: orphaned process groups), so it is stopped again before the server, which sleeps meanwhile, can start the next host.
+func (s *subject) asleepWithoutHost(engine int) {
+	s.Helper()
+	server := s.PID()
+	s.must("stop of the server", syscall.Kill(server, syscall.SIGSTOP))
+	defer func() { s.must("wake of the server", syscall.Kill(server, syscall.SIGCONT)) }()
+	s.must("kill of the host", s.KillHost(s.Context()))
+	s.must("stop of the engine", syscall.Kill(engine, syscall.SIGSTOP))
+}
+
+// TestEngineAsleep: an engine that does not answer is no reason to let go, and nothing times out to OK, whoever dies beside it but
+// the host. Awake again, it detaches clean.
 func TestEngineAsleep(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -135,17 +148,53 @@ func TestEngineAsleep(t *testing.T) {
 	s.keep()
 	s.must("write", writeFile(filepath.Join(s.Target, "file"), make([]byte, mib)))
 	s.do("unpublish", s.Unpublish)
-	s.signal(syscall.SIGSTOP)
-	for _, call := range []func(context.Context) error{s.Unstage, s.ControllerUnpublish, s.Unstage} {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		if err := call(ctx); err == nil || status.Code(err) == codes.FailedPrecondition && !strings.Contains(err.Error(), s.ID) {
-			t.Errorf("answered while the engine sleeps: %v", err)
-		}
-		cancel()
+	pid := s.signal(syscall.SIGSTOP)
+	s.staysAttached()
+	s.kill()
+	s.start()
+	s.staysAttached()
+	if now := s.signal(syscall.SIGCONT); now != pid {
+		t.Errorf("process %d serves, and %d was asleep", now, pid)
 	}
-	s.signal(syscall.SIGCONT)
 	s.finish()
 	s.newest(s.Volume, receipt.Clean)
 	s.do("controller-unpublish", s.ControllerUnpublish)
 	s.comesBack()
+}
+
+// staysAttached asks to let go, in vain.
+func (s *subject) staysAttached() {
+	s.Helper()
+	for _, call := range []func(context.Context) error{s.Unstage, s.ControllerUnpublish, s.Unstage} {
+		ctx, cancel := context.WithTimeout(s.Context(), 2*time.Second)
+		if err := call(ctx); err == nil || status.Code(err) == codes.FailedPrecondition && !strings.Contains(err.Error(), s.ID) {
+			s.Errorf("answered while the engine sleeps: %v", err)
+		}
+		cancel()
+	}
+}
+
+// TestHostEndsWithServer: a server that stops in order leaves an attached volume to host and engine, which serve it on; the next one goes on
+// with it. Without anything attached host and sockets are gone some seconds after the server.
+func TestHostEndsWithServer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	s := r.subject("stop", "ext4", 64*mib)
+	s.do("attach", s.Attach)
+	s.keep()
+	host, engine := r.Host(), s.Engines(s.Volume)
+	s.undisturbed(func() {
+		s.must("stop", r.Stop())
+		before := s.oracle.synced.Load()
+		s.until("more synced records without a server", func() (bool, error) { return s.oracle.synced.Load() > before+6, nil })
+		r.start()
+	})
+	if r.Host() != host || !slices.Equal(s.Engines(s.Volume), engine) {
+		t.Errorf("host and engine were %d and %v, are %d and %v", host, engine, r.Host(), s.Engines(s.Volume))
+	}
+	s.detachesClean()
+	s.do("delete", s.Delete)
+	s.must("stop", r.Stop())
+	s.must("the host", r.HostGone(t.Context()))
+	s.settled()
 }

@@ -29,12 +29,13 @@ type subject struct {
 	kept   int // seed of the fio run whose data was synced; 0: none yet
 }
 
-// TestKillUnderLoad kills the server while fio and a writer of our own write, sync and read back.
-func TestKillUnderLoad(t *testing.T) {
+// TestAllKilledUnderLoad kills the server, the host and the engines, as when the machine's container is ended, while fio and a
+// writer of our own write, sync and read back. Nobody is left to keep the device, so that it answers errors; what was synced is there.
+func TestAllKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	subjects := []*subject{r.subject("kill-ext4", "ext4", 128*mib), r.subject("kill-xfs", "xfs", 320*mib)}
-	n := kills(t, 12, fullKills)
+	subjects := r.subjects("all")
+	n := kills(t, 8, fullKills/2)
 	began := time.Now()
 	for i := range n {
 		s := subjects[i%len(subjects)]
@@ -44,14 +45,26 @@ func TestKillUnderLoad(t *testing.T) {
 		t.Logf("kill %3d: %-4s %-20s %4d ms after the load began; %d records synced so far; killed %d times more while it started",
 			i+1, s.fstype, whom.name, after.Milliseconds(), s.oracle.synced.Load(), restarts)
 	}
+	r.done(subjects)
+	t.Logf("%d kills in %v", n, time.Since(began).Round(time.Second))
+}
+
+// subjects are one volume for each filesystem.
+func (r *rig) subjects(name string) []*subject {
+	r.Helper()
+	return []*subject{r.subject(name+"-ext4", "ext4", 128*mib), r.subject(name+"-xfs", "xfs", 320*mib)}
+}
+
+// done deletes them, and wants nothing left.
+func (r *rig) done(subjects []*subject) {
+	r.Helper()
 	for _, s := range subjects {
 		s.do("delete", s.Delete)
 		if s.oracle.synced.Load() == 0 {
-			t.Errorf("nothing was ever synced on %s: the test has shown nothing", s.fstype)
+			r.Errorf("nothing was ever synced on %s: the test has shown nothing", s.fstype)
 		}
 	}
 	r.settled()
-	t.Logf("%d kills in %v", n, time.Since(began).Round(time.Second))
 }
 
 func (r *rig) subject(name, fstype string, size int64) *subject {
@@ -62,16 +75,16 @@ func (r *rig) subject(name, fstype string, size int64) *subject {
 	}
 }
 
-// killed are who dies. Where the engine process outlives the server it ends by itself, and what it had begun is finished; where it
-// dies, too, as when their container is ended, writes are cut off half-way between the stores.
+// killed are who dies where nobody is left. An engine that outlives the server and the host finishes what it has begun; where
+// all die at once writes are cut off half-way between the stores.
 var killed = []struct {
 	name string
 	kill func(*subject) error
 }{
-	{"server", func(s *subject) error { return s.Kill() }},
-	{"server", func(s *subject) error { return s.Kill() }}, // half of the time
-	{"server, then engine", func(s *subject) error { return errors.Join(s.Kill(), s.KillAll()) }},
+	{"server, then the rest", func(s *subject) error { return errors.Join(s.Kill(), s.KillAll()) }},
+	{"server and host first", func(s *subject) error { return errors.Join(s.Kill(), s.KillHost(s.Context()), s.KillAll()) }},
 	{"all at once", func(s *subject) error { return s.KillAll() }},
+	{"all at once", func(s *subject) error { return s.KillAll() }}, // half of the time
 }
 
 // restart starts the server, and kills it now and then while it starts.

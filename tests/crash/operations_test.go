@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -20,7 +18,7 @@ import (
 	"github.com/belay-storage/belay/tests/orchestrator"
 )
 
-// operation is a call during which the server is killed.
+// operation is a call during which the server, the host or an engine is killed.
 type operation struct {
 	name   string
 	window time.Duration // how long the call takes, about; corrected by what is seen
@@ -28,6 +26,8 @@ type operation struct {
 	before func(*victim)
 	call   func(*victim) func(context.Context) error
 	after  func(*victim) // what must hold once the repeated call is answered OK
+	// unmounts: the filesystem is written back in it.
+	unmounts bool
 }
 
 // victim is the volume of one kill.
@@ -37,6 +37,8 @@ type victim struct {
 	spec orchestrator.Spec
 	text []byte // what was synced to its file; nil: nothing
 	room int64  // the size of its filesystem, before it grew
+	// doubt: its device was lost, or the server died while it wrote back. Its receipt may say that it is not clean.
+	doubt bool
 }
 
 var operations = []operation{
@@ -46,25 +48,38 @@ var operations = []operation{
 	{name: "NodeStageVolume, first", window: 400 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
 	{name: "NodeStageVolume, first, xfs", fstype: "xfs", window: 600 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
 	{name: "NodeStageVolume, with data", window: 200 * time.Millisecond, before: publishedWithData, call: staging, after: worksThenLeaves},
-	{name: "NodePublishVolume", window: 50 * time.Millisecond, before: staged, call: publishing, after: worksThenLeaves},
+	{name: "NodePublishVolume", window: 50 * time.Millisecond, before: staged, after: worksThenLeaves,
+		call: func(v *victim) func(context.Context) error { return v.Publish }},
 	{name: "NodeUnpublishVolume", window: 50 * time.Millisecond, before: used, after: leaves,
 		call: func(v *victim) func(context.Context) error { return v.Unpublish }},
-	{name: "NodeUnstageVolume", window: 500 * time.Millisecond, before: unpublished, after: isProven,
+	{name: "NodeUnstageVolume", window: 500 * time.Millisecond, before: unpublished, after: isProven, unmounts: true,
 		call: func(v *victim) func(context.Context) error { return v.Unstage }},
-	{name: "NodeUnstageVolume, after a kill", window: 300 * time.Millisecond, before: orphaned, after: isProven,
+	{name: "NodeUnstageVolume, of a lost device", window: 300 * time.Millisecond, before: orphaned, after: isProven,
 		call: func(v *victim) func(context.Context) error { return v.Unstage }},
 	{name: "ControllerUnpublishVolume", window: 60 * time.Millisecond, before: unstaged, after: isDetached,
 		call: func(v *victim) func(context.Context) error { return v.ControllerUnpublish }},
 	// xfs: the kernel lets ext4 grow while mounted only with CAP_SYS_RESOURCE.
 	{name: "ControllerExpandVolume, online", fstype: "xfs", window: 60 * time.Millisecond, before: used, call: expanding, after: hasGrown},
 	{name: "ControllerExpandVolume, offline", fstype: "xfs", window: 60 * time.Millisecond, before: detached, call: expanding, after: hasGrown},
-	{name: "NodeExpandVolume", fstype: "xfs", window: 100 * time.Millisecond, before: expanded, call: resizing, after: hasGrown},
+	{name: "NodeExpandVolume", fstype: "xfs", window: 100 * time.Millisecond, before: expanded, after: hasGrown,
+		call: func(v *victim) func(context.Context) error { return v.Expand }},
 	{name: "DeleteVolume", window: 80 * time.Millisecond, before: detached, after: isGone,
 		call: func(v *victim) func(context.Context) error { return v.Delete }},
 }
 
-// TestKillDuringOperations kills the server at a random instant of every call. The call, repeated after the restart,
-// finishes the work; nothing is half done or left.
+// whom are those who die during a call. The device, where there is one, is kept by those who are left.
+var whom = []struct {
+	name string
+	kill func(*victim)
+}{
+	{"server", func(v *victim) { v.kill() }},
+	{"host", func(v *victim) { v.must("kill", v.KillHost(v.Context())) }},
+	{"engine", func(v *victim) { v.must("kill", v.KillEngines(v.Context())) }},
+	{"server and host", func(v *victim) { v.kill(); v.must("kill", v.KillHost(v.Context())) }},
+}
+
+// TestKillDuringOperations kills the server, the host or the engine at a random instant of every call. The call, repeated
+// until it is answered OK, finishes the work; nothing is half done or left.
 func TestKillDuringOperations(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -92,10 +107,14 @@ func (o *operation) try(r *rig, name string) {
 	}
 	o.before(v)
 	after := time.Duration(r.random.Int64N(int64(o.window)))
-	err := o.interrupt(v, after)
-	r.start()
+	dies := whom[r.random.IntN(len(whom))]
+	err := o.interrupt(v, after, dies.kill)
+	if r.PID() == 0 {
+		v.doubt = v.doubt || o.unmounts
+		r.start()
+	}
 	refused := r.eventually(o.name+" repeated", o.call(v))
-	r.Logf("killed after %v (the call: %v); repeated: %d times \"not yet\", then OK", after.Round(time.Millisecond/10), err, refused)
+	r.Logf("%s killed after %v (the call: %v); repeated: %d times \"not yet\", then OK", dies.name, after.Round(time.Millisecond/10), err, refused)
 	o.after(v)
 	if o.name != "DeleteVolume" {
 		r.do("delete", v.Delete)
@@ -104,8 +123,8 @@ func (o *operation) try(r *rig, name string) {
 	r.settled()
 }
 
-// interrupt kills the server in the middle of the call. A call that ends before corrects the window.
-func (o *operation) interrupt(v *victim, after time.Duration) error {
+// interrupt kills in the middle of the call. A call that ends before corrects the window.
+func (o *operation) interrupt(v *victim, after time.Duration, kill func(*victim)) error {
 	ctx, cancel := context.WithTimeout(v.Context(), callWithin)
 	defer cancel()
 	answered := make(chan error, 1)
@@ -118,7 +137,7 @@ func (o *operation) interrupt(v *victim, after time.Duration) error {
 		answered <- err
 	}()
 	time.Sleep(after)
-	v.kill()
+	kill(v)
 	return <-answered
 }
 
@@ -151,12 +170,13 @@ func unpublished(v *victim) {
 	v.do("unpublish", v.Unpublish)
 }
 
-// orphaned is unpublished, with a server that has just started and a writer that is dead.
+// orphaned is unpublished, with a server and a host that have just started and a device that nobody kept.
 func orphaned(v *victim) {
 	used(v)
 	v.must("kill", v.KillAll())
 	v.start()
 	v.do("unpublish", v.Unpublish)
+	v.doubt = true
 }
 
 func unstaged(v *victim) {
@@ -191,42 +211,13 @@ func creating(v *victim) func(context.Context) error {
 	}
 }
 
-// staging is what kubelet does where the server dies: it asks again. The attachment stays the same.
+// staging is what kubelet does where somebody dies: it asks again. The attachment stays the same.
 func staging(v *victim) func(context.Context) error { return v.Stage }
-
-// publishing stages first: after a restart kubelet does, since the device is gone.
-func publishing(v *victim) func(context.Context) error {
-	return func(ctx context.Context) error {
-		err := v.Publish(ctx)
-		if err != nil && status.Code(err) != codes.Unavailable {
-			err = errors.Join(v.Unpublish(ctx), v.Stage(ctx), v.Publish(ctx))
-		}
-		return err
-	}
-}
 
 func (v *victim) grown() int64 { return v.spec.Size + 32*mib }
 
-// expanding is refused while a writer that died with the server has no receipt: unstaged, the volume grows.
 func expanding(v *victim) func(context.Context) error {
-	return func(ctx context.Context) error {
-		err := v.ControllerExpand(ctx, v.grown())
-		if status.Code(err) == codes.FailedPrecondition {
-			err = errors.Join(v.Unpublish(ctx), v.Unstage(ctx), v.ControllerExpand(ctx, v.grown()))
-		}
-		return err
-	}
-}
-
-// resizing starts over where the device went with the server: staging grows the filesystem, too.
-func resizing(v *victim) func(context.Context) error {
-	return func(ctx context.Context) error {
-		err := v.Expand(ctx)
-		if err != nil && status.Code(err) != codes.Unavailable {
-			err = errors.Join(v.Unpublish(ctx), v.Unstage(ctx), v.ControllerUnpublish(ctx), v.Attach(ctx))
-		}
-		return err
-	}
+	return func(ctx context.Context) error { return v.ControllerExpand(ctx, v.grown()) }
 }
 
 // What must hold after the call.
@@ -246,7 +237,7 @@ func isMade(v *victim) {
 func worksThenLeaves(v *victim) {
 	v.Helper()
 	v.eventually("stage", v.Stage)
-	v.eventually("publish", publishing(v))
+	v.eventually("publish", v.Publish)
 	v.text = bytes.Repeat([]byte("after the kill. "), mib/16)
 	v.must("write", writeFile(filepath.Join(v.Target, "file"), v.text))
 	leaves(v)
@@ -263,7 +254,7 @@ func leaves(v *victim) {
 // isProven is what must hold where NodeUnstageVolume was answered OK.
 func isProven(v *victim) {
 	v.Helper()
-	v.newest(v.Volume, receipt.Clean, receipt.Fenced)
+	v.proof()
 	v.do("controller-unpublish", v.ControllerUnpublish)
 	isDetached(v)
 }
@@ -271,7 +262,7 @@ func isProven(v *victim) {
 // isDetached is what must hold where ControllerUnpublishVolume was answered OK: a receipt, and everything that was synced.
 func isDetached(v *victim) {
 	v.Helper()
-	v.newest(v.Volume, receipt.Clean, receipt.Fenced)
+	v.proof()
 	if at := v.volume(v.Volume).Attachment; at != nil {
 		v.Fatalf("volume %s is attached to %s still", v.ID, at.Node)
 	}
@@ -283,6 +274,16 @@ func isDetached(v *victim) {
 	v.newest(v.Volume, receipt.Clean)
 	v.verify(v.Volume)
 	v.identical(v.Volume, v.spec.FSType)
+}
+
+// proof wants a receipt: a clean one, where nothing stands against it.
+func (v *victim) proof() {
+	v.Helper()
+	kinds := []receipt.Kind{receipt.Clean}
+	if v.doubt {
+		kinds = append(kinds, receipt.Fenced)
+	}
+	v.newest(v.Volume, kinds...)
 }
 
 func (v *victim) intact() error {

@@ -1,4 +1,5 @@
-// Package orchestrator acts as kubelet and the CSI sidecars towards a real `belay serve` that it starts, kills and looks after.
+// Package orchestrator acts as kubelet and the CSI sidecars towards a real `belay serve` that it starts, kills and looks after, with the host
+// and the engines that belong to it.
 //
 // It is what tests of the whole system stand on. A Machine is used by one goroutine, its volumes' calls by several.
 package orchestrator
@@ -33,7 +34,7 @@ const (
 // Machine is a machine with stores and a server, in a directory of its own.
 type Machine struct {
 	Dir    string
-	Binary string   // a copy of the binary, so that its processes can be told from others
+	Binary string   // a copy of the binary; processes of programs below Dir are this machine's
 	Stores []string // directories below Dir unless given
 	Args   []string // further arguments of `belay serve`
 
@@ -167,27 +168,17 @@ func (m *Machine) PID() int {
 	return m.server.Process.Pid
 }
 
-// Kill is SIGKILL to the server alone: no goodbye. It returns when it is dead.
+// Kill is SIGKILL to the server alone: no goodbye. It returns when it is dead. Its host and engines live on.
 func (m *Machine) Kill() error {
 	if m.server == nil {
 		return nil
 	}
-	if err := m.server.Process.Kill(); err != nil {
+	if err := m.server.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
 	_ = m.server.Wait() // it was killed, as that says
 	m.server = nil
 	return nil
-}
-
-// KillAll is SIGKILL to the server and to all engine processes, as when their container is ended. It returns when the server is dead.
-func (m *Machine) KillAll() error {
-	for _, pid := range m.Processes() {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
-		}
-	}
-	return m.Kill()
 }
 
 // Stop is SIGTERM: in order. It returns how the server ended.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -17,8 +16,9 @@ import (
 	"github.com/belay-storage/belay/pkg/device"
 )
 
-// Dangling says what is there of a machine on which nothing is attached although it should not be: mounts, devices,
-// processes but for the server, sockets of engines, replicas half made or half removed, stages in the journal.
+// Dangling says what is there of a machine on which nothing is attached although it should not be: mounts, devices, engines and
+// what a host keeps of them, replicas half made or half removed, stages in the journal. The server may be there, and while it is,
+// or was a moment ago, its host.
 func (m *Machine) Dangling() error {
 	var left []error
 	for _, p := range m.mounts() {
@@ -29,11 +29,13 @@ func (m *Machine) Dangling() error {
 		left = append(left, fmt.Errorf("device left: %s of %s", d.Path, d.Volume))
 	}
 	for _, pid := range m.Processes() {
-		if pid != m.PID() {
+		if pid != m.PID() && !m.isHost(pid) {
 			left = append(left, fmt.Errorf("process left: %d: %s", pid, commandLine(pid)))
 		}
 	}
-	patterns := []string{filepath.Join(m.State(), "engines", "*"), filepath.Join(m.State(), "stages", "*")}
+	patterns := []string{
+		filepath.Join(m.State(), "engines", "*"), filepath.Join(m.State(), "stages", "*"), filepath.Join(m.State(), "host", "devices", "*"),
+	}
 	for _, s := range m.Stores {
 		patterns = append(patterns, filepath.Join(s, "incoming", "*"), filepath.Join(s, "trash", "*"))
 	}
@@ -52,7 +54,7 @@ func none(patterns []string) error {
 	return errors.Join(left...)
 }
 
-// Settled waits until nothing dangles, as far as that takes no more than a moment: an engine that lost its server ends by itself.
+// Settled waits until nothing dangles, as far as that takes no more than a moment.
 func (m *Machine) Settled(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -61,39 +63,6 @@ func (m *Machine) Settled(ctx context.Context) error {
 		return errors.Join(err, last)
 	}
 	return nil
-}
-
-// Processes are those that run this machine's copy of the program.
-func (m *Machine) Processes() (pids []int) {
-	names, _ := filepath.Glob("/proc/[0-9]*/exe") // the pattern is good
-	for _, exe := range names {
-		if target, _ := os.Readlink(exe); strings.TrimSuffix(target, " (deleted)") == m.Binary && !zombie(exe) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-func zombie(exe string) bool {
-	stat, _ := os.ReadFile(filepath.Join(filepath.Dir(exe), "stat"))
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	return strings.HasPrefix(rest, "Z")
-}
-
-// Engine is the engine process of the volume, 0 where there is none.
-func (m *Machine) Engine(v *Volume) int {
-	for _, pid := range m.Processes() {
-		if commandLine(pid) == m.Binary+" engine "+v.ID {
-			return pid
-		}
-	}
-	return 0
-}
-
-func commandLine(pid int) string {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return strings.TrimSpace(strings.ReplaceAll(string(text), "\x00", " "))
 }
 
 // suffix is what the names of this installation's devices end in; "" where it never started.
@@ -137,6 +106,19 @@ func (m *Machine) mounts() (points []string) {
 	return points
 }
 
+// MountOf is the number of the mount that has the path, which is no other's for as long as the kernel runs.
+func MountOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID_UNIQUE, &st)
+	if err == nil && st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		err = unix.ENOSYS // Linux before 6.8
+	}
+	if err != nil {
+		return 0, fmt.Errorf("mount of %s: %w", path, err)
+	}
+	return st.Mnt_id, nil
+}
+
 // Close ends everything, takes away what is left, and removes the directory. The error tells what should not have been left.
 func (m *Machine) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -144,9 +126,12 @@ func (m *Machine) Close() error {
 	m.letGo(ctx)
 	err := m.Stop()
 	left := m.Settled(ctx)
+	if left == nil {
+		left = m.endHost(ctx)
+	}
 	m.hangUp()
 	if left != nil {
-		m.sweep()
+		left = errors.Join(left, m.sweep())
 	}
 	m.log.Close()
 	return errors.Join(err, left, os.RemoveAll(m.Dir))
@@ -163,11 +148,9 @@ func (m *Machine) letGo(ctx context.Context) {
 	}
 }
 
-// sweep takes away by force what a failed test left.
-func (m *Machine) sweep() {
-	for _, pid := range m.Processes() {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
+// sweep takes away by force what a failed test left. The error tells what could not be.
+func (m *Machine) sweep() error {
+	err := m.KillAll()
 	points := m.mounts()
 	slices.Reverse(points)
 	for _, p := range points {
@@ -176,8 +159,9 @@ func (m *Machine) sweep() {
 	devices, _ := m.devices()
 	for _, d := range devices {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		_ = device.Abort(d.Path)
-		_ = device.Remove(ctx, d.Path)
+		_ = d.Abort()
+		err = errors.Join(err, d.Remove(ctx))
 		cancel()
 	}
+	return err
 }

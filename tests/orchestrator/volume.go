@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/belay-storage/belay/pkg/volume"
 )
 
 // Volume is a volume as the orchestrator holds it. Its calls are those of kubelet and of the sidecars; each may be
@@ -61,6 +63,8 @@ func (m *Machine) Volume(id string, s Spec) *Volume {
 	base := filepath.Join(m.Dir, "mounts", id)
 	return &Volume{ID: id, spec: s, m: m, Staging: filepath.Join(base, "staging"), Target: filepath.Join(base, "pod")}
 }
+
+func (v *Volume) volumeID() volume.ID { return volume.ID(v.ID) }
 
 // ControllerPublish is ControllerPublishVolume to this machine.
 func (v *Volume) ControllerPublish(ctx context.Context) error {
