@@ -2,6 +2,8 @@ package mirror
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/host"
@@ -15,13 +17,13 @@ const followEvery = 200 * time.Millisecond
 // follow reports what the host says until ctx ends.
 func (e *Engine) follow(ctx context.Context) {
 	var at host.Cursor
-	relayed := map[string]bool{} // sockets of engine processes whose tally is followed
+	var relayed sync.Map // engine processes whose tally is followed
 	for ctx.Err() == nil {
-		e.relayAll(ctx, relayed)
+		e.relayAll(ctx, &relayed)
 		// An error: the host has gone, and another comes.
 		_ = e.Host.Follow(ctx, &at, func(v host.Event) {
 			e.happened(v)
-			e.relayAll(ctx, relayed)
+			e.relayAll(ctx, &relayed)
 		})
 		select {
 		case <-ctx.Done():
@@ -43,17 +45,25 @@ func (e *Engine) happened(v host.Event) {
 	}
 }
 
-// relayAll follows the tally of every engine process that is not followed yet.
-func (e *Engine) relayAll(ctx context.Context, relayed map[string]bool) {
+// relayAll follows the tally of every engine process that is not followed yet. Sockets do not tell them apart: the next attachment of a
+// volume has the same again.
+func (e *Engine) relayAll(ctx context.Context, relayed *sync.Map) {
 	devices, err := e.Host.Devices(ctx)
 	if err != nil {
 		return
 	}
 	for _, d := range devices {
-		if d.State == host.Serving && !relayed[d.Engine.Socket] {
-			relayed[d.Engine.Socket] = true
-			e.follows.Go(func() { relay(ctx, d.Volume, d.Engine.Socket, e.Events) })
+		if d.State != host.Serving {
+			continue
 		}
+		process := fmt.Sprint(d.Engine.PID, "/", d.Engine.Start)
+		if _, known := relayed.LoadOrStore(process, true); known {
+			continue
+		}
+		e.follows.Go(func() {
+			relay(ctx, d.Volume, d.Engine.Socket, e.Events)
+			relayed.Delete(process)
+		})
 	}
 }
 
