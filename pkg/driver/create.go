@@ -88,6 +88,7 @@ func (d *Driver) create(ctx context.Context, c creation, where *csi.TopologyRequ
 	if v, err = d.Control.Create(ctx, c.spec); err != nil {
 		return v, fmt.Errorf("volume %s of %s: %w", c.spec.ID, c.spec.Size, err)
 	}
+	d.Events.Created(v)
 	return v, nil
 }
 
@@ -139,6 +140,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (
 	if err := d.Control.Delete(ctx, id); err != nil {
 		return nil, fmt.Errorf("delete volume %s: %w", id, err)
 	}
+	d.Events.Deleted(id)
 	return &csi.DeleteVolumeResponse{}, nil
 }
 

@@ -61,8 +61,7 @@ type Config struct {
 	// Observe is told of every finished call: full method name, name of the gRPC code, duration. Optional. Called
 	// from several goroutines; must not block.
 	Observe func(method, code string, took time.Duration)
-	// Checked is told what a check of a filesystem found whose last writer had not finished. Optional.
-	Checked func(id volume.ID, r mount.Report)
+	Events  Events // optional
 }
 
 func (c Config) validate() error {
@@ -98,9 +97,7 @@ func (c Config) withDefaults() Config {
 	if c.Observe == nil {
 		c.Observe = func(string, string, time.Duration) {}
 	}
-	if c.Checked == nil {
-		c.Checked = func(volume.ID, mount.Report) {}
-	}
+	c.Events = c.Events.withDefaults()
 	return c
 }
 
@@ -111,19 +108,20 @@ type Driver struct {
 	// Controller and node lock apart: the gate's answer says more than "another operation runs" while this node unstages.
 	controllerLocks, nodeLocks locks
 	room                       room
+	checks                     *checks
 
 	csi.UnimplementedIdentityServer
 	csi.UnimplementedControllerServer
 	csi.UnimplementedNodeServer
 }
 
-// New returns a driver.
+// New returns a driver. Call Close at the end.
 func New(c Config) (*Driver, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	c = c.withDefaults()
-	return &Driver{Config: c, room: room{max: c.VolumesMax, list: c.Control.List, most: map[volume.NodeID]int64{}}}, nil
+	return &Driver{Config: c, checks: newChecks(), room: room{max: c.VolumesMax, list: c.Control.List, most: map[volume.NodeID]int64{}}}, nil
 }
 
 // knows says whether a volume may be published to the node at all.

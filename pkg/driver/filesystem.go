@@ -7,7 +7,6 @@ import (
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mount"
-	"github.com/belay-storage/belay/pkg/volume"
 )
 
 // prepare sees to it that the device carries the volume's filesystem, and nothing but it. mkfs runs only where the
@@ -30,10 +29,7 @@ func (d *Driver) prepare(ctx context.Context, v engine.Volume, device engine.Dev
 	if found.FSType != e.FSType {
 		return refused("it was formatted with %s, and the device %s carries %s; never formatted again: restore it, or delete the volume", e.FSType, device.Path, found)
 	}
-	if device.Unclean {
-		return d.examine(ctx, device, e)
-	}
-	return nil
+	return d.trust(ctx, v.Format, device, e)
 }
 
 func (d *Driver) formatNew(ctx context.Context, device engine.Device, found mount.Signature, e detach.Entry) error {
@@ -65,35 +61,4 @@ func (d *Driver) format(ctx context.Context, device engine.Device, e detach.Entr
 	}
 	d.Log.Info("volume formatted", "volume", e.Attachment.Volume, "fsType", e.FSType, "again", again)
 	return nil
-}
-
-// examine lets the kernel replay the journal, as it would at any mount, and then checks the filesystem without changing
-// it. What it finds is told, not repaired: a repair would hide what went wrong.
-func (d *Driver) examine(ctx context.Context, device engine.Device, e detach.Entry) error {
-	if err := d.replay(ctx, device, e); err != nil {
-		return fmt.Errorf("replay the journal after an unclean writer: %w", err)
-	}
-	report, err := d.Mounter.Check(ctx, e.FSType, device.Path)
-	if err != nil {
-		return fmt.Errorf("check after an unclean writer: %w", err)
-	}
-	d.tell(e.Attachment.Volume, report)
-	return nil
-}
-
-func (d *Driver) tell(id volume.ID, report mount.Report) {
-	if report.Clean {
-		d.Log.Info("filesystem is consistent after an unclean writer", "volume", id, "fsType", report.FSType)
-	} else {
-		d.Log.Error("filesystem is damaged after an unclean writer", "volume", id, "fsType", report.FSType, "report", report.Output)
-	}
-	d.Checked(id, report)
-}
-
-// replay mounts and unmounts the filesystem. On the staging path: whatever a crash leaves there, the journal knows.
-func (d *Driver) replay(ctx context.Context, device engine.Device, e detach.Entry) error {
-	if err := d.Mounter.Mount(ctx, device.Path, e.Staging, e.FSType, nil); err != nil {
-		return err
-	}
-	return d.Mounter.Unmount(ctx, e.Staging)
 }

@@ -42,6 +42,7 @@ type plugin struct {
 	csi.IdentityClient
 
 	t      *testing.T
+	driver *Driver
 	engine *enginetest.Memory
 	loops  *loopNode
 	agent  *detach.Agent
@@ -50,7 +51,8 @@ type plugin struct {
 
 	mu      sync.Mutex
 	calls   []string
-	checked []mount.Report
+	checked []Check
+	events  []string
 }
 
 // syncBuffer is a log that a test can look at.
@@ -91,7 +93,7 @@ func start(t *testing.T, change ...func(*Config)) *plugin {
 	t.Cleanup(gate.Close)
 	c := Config{Version: "test", NodeID: here, Control: p.engine, Gate: gate, Engine: p.loops, Agent: p.agent, Mounter: mounter, Log: log,
 		Nodes:   func(context.Context) ([]volume.NodeID, error) { return []volume.NodeID{here, there}, nil },
-		Observe: p.observe, Checked: p.check}
+		Observe: p.observe, Events: p.listen()}
 	for _, f := range change {
 		f(&c)
 	}
@@ -108,13 +110,14 @@ func (p *plugin) serve(c Config) {
 	p.t.Helper()
 	d, err := New(c)
 	must(p.t, err)
+	p.driver = d
 	endpoint := "unix://" + filepath.Join(p.dir, "csi.sock")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Serve(ctx, endpoint) }()
 	p.t.Cleanup(func() {
 		cancel()
-		if err := <-ended; err != nil {
+		if err := errors.Join(<-ended, d.Close(context.Background())); err != nil {
 			p.t.Errorf("serve: %v", err)
 		}
 	})
@@ -133,10 +136,36 @@ func (p *plugin) observe(method, code string, took time.Duration) {
 	}
 }
 
-func (p *plugin) check(_ volume.ID, r mount.Report) {
+// listen notes every event in a line.
+func (p *plugin) listen() Events {
+	note := func(format string, args ...any) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.events = append(p.events, fmt.Sprintf(format, args...))
+	}
+	return Events{
+		Created:   func(v engine.Volume) { note("created %s", v.ID) },
+		Deleted:   func(id volume.ID) { note("deleted %s", id) },
+		Published: func(a volume.Attachment) { note("published %s", a.Volume) },
+		Staged:    func(e detach.Entry, _ engine.Device) { note("staged %s %s", e.Attachment.Volume, e.Access) },
+		Unclean:   func(e detach.Entry, _ engine.Device) { note("unclean %s %s", e.Attachment.Volume, e.Access) },
+		Lost:      func(a volume.Attachment, _ error) { note("lost %s", a.Volume) },
+		Checked: func(e detach.Entry, c Check) {
+			note("checked %s %s", e.Attachment.Volume, c.Verdict())
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.checked = append(p.checked, c)
+		},
+	}
+}
+
+// told are the events so far, which are forgotten then.
+func (p *plugin) told() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.checked = append(p.checked, r)
+	all := strings.Join(p.events, "; ")
+	p.events = nil
+	return all
 }
 
 // loopNode gives the in-memory engine's attachments a real block device: a loop device on a sparse file that lives as
@@ -186,7 +215,7 @@ func grow(file string, size int64) error {
 func (n *loopNode) describe(d engine.Device, id volume.ID) (engine.Device, error) {
 	var st unix.Stat_t
 	err := unix.Stat(n.file(id), &st)
-	d.Path, d.Blank, d.Unclean = n.devices[id], st.Blocks == 0, n.unclean[id]
+	d.Path, d.Blank, d.Unclean = n.devices[id], st.Blocks == 0, d.Unclean || n.unclean[id]
 	return d, err
 }
 

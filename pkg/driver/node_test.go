@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -373,52 +372,6 @@ func TestLostDevice(t *testing.T) {
 	s.leave()
 }
 
-// After a writer that was shut out the journal is replayed and the filesystem checked; what is found is told.
-func TestUncleanWriter(t *testing.T) {
-	root(t)
-	for _, fsType := range mount.Filesystems {
-		t.Run(fsType, func(t *testing.T) {
-			p := start(t)
-			s := p.create("data", sizes[fsType], asMount(fsType, writer)).publish()
-			must(t, s.stage())
-			must(t, s.unstage())
-			must(t, s.unpublish())
-			p.loops.unclean[volume.ID(s.id)] = true
-			s.publish()
-			must(t, s.stage())
-			if !slices.Contains(p.checked, mount.Report{FSType: fsType, Clean: true}) {
-				t.Errorf("checked: %+v", p.checked)
-			}
-			if !strings.Contains(p.log.String(), "filesystem is consistent after an unclean writer") {
-				t.Error("the log does not tell")
-			}
-			must(t, s.unstage())
-			must(t, s.unpublish())
-		})
-	}
-}
-
-func TestDamageIsTold(t *testing.T) {
-	root(t)
-	p := start(t)
-	s := p.create("data", 64, asMount("ext4", writer)).publish()
-	must(t, s.stage())
-	must(t, os.WriteFile(filepath.Join(s.staging, "f"), bytes.Repeat([]byte("x"), 1<<20), 0o644))
-	must(t, s.unstage())
-	must(t, s.unpublish())
-	run(t, "debugfs", "-w", "-R", "clri f", p.loops.file(volume.ID(s.id)))
-	p.loops.unclean[volume.ID(s.id)] = true
-	s.publish()
-	must(t, s.stage())
-	if len(p.checked) != 1 || p.checked[0].Clean || p.checked[0].Output == "" {
-		t.Errorf("checked: %+v", p.checked)
-	}
-	if !strings.Contains(p.log.String(), "filesystem is damaged") {
-		t.Error("the log does not tell")
-	}
-	must(t, s.unstage())
-}
-
 func TestExpand(t *testing.T) {
 	root(t)
 	p := start(t)
@@ -505,7 +458,7 @@ func TestToolsThatFail(t *testing.T) {
 	must(t, s.show())
 	must(t, s.hide())
 	must(t, s.unstage())
-	p.loops.unclean[volume.ID(s.id)] = true
+	s.doubt()
 	mend = failing(t, "e2fsck") // no check, no mount: damage must not be passed over
 	must(t, s.unpublish())
 	s.publish()

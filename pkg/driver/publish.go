@@ -57,6 +57,9 @@ func (d *Driver) publish(ctx context.Context, id volume.ID, node volume.NodeID, 
 	if err != nil {
 		return at, fmt.Errorf("publish volume %s to node %s: %w", id, node, err)
 	}
+	if v.Attachment == nil {
+		d.Events.Published(at)
+	}
 	return at, nil
 }
 

@@ -83,10 +83,32 @@ func (d *Driver) stage(ctx context.Context, s staging) error {
 	if err != nil {
 		return err
 	}
-	if err := d.show(ctx, v, device, entry); err != nil {
+	return d.finishStage(ctx, s.at.Volume, device)
+}
+
+// finishStage shows the device, from what the journal has of it.
+func (d *Driver) finishStage(ctx context.Context, id volume.ID, device engine.Device) error {
+	e, known, err := d.Agent.Entry(id)
+	switch {
+	case err != nil:
+		return err
+	case !known || e.Phase == detach.Unstaging:
+		return fmt.Errorf("%w: it is being taken off this node meanwhile", detach.ErrInProgress)
+	}
+	if err := d.show(ctx, device, e); err != nil {
 		return err
 	}
-	return d.Agent.FinishStage(ctx, s.at.Volume, device.Path)
+	if e.Phase != detach.Staged {
+		d.tellStaged(e, device)
+	}
+	return d.Agent.FinishStage(ctx, id, device.Path)
+}
+
+func (d *Driver) tellStaged(e detach.Entry, device engine.Device) {
+	if device.Unclean && e.Access == detach.Block {
+		d.tellUnclean(e, device) // what a raw device holds is its workload's to check
+	}
+	d.Events.Staged(e, device)
 }
 
 // admitsStaging says why the volume cannot be staged that way.
@@ -134,6 +156,7 @@ func (d *Driver) clear(e detach.Entry) error {
 
 // lost ends the remains of a device that answers nothing but errors, where no workload uses it any more.
 func (d *Driver) lost(ctx context.Context, s staging, cause error) error {
+	d.Events.Lost(s.at, cause)
 	known, _, err := d.Agent.Entry(s.at.Volume)
 	if err != nil {
 		return errors.Join(cause, err)
@@ -145,26 +168,38 @@ func (d *Driver) lost(ctx context.Context, s staging, cause error) error {
 		}
 		return fmt.Errorf("%w; its workload must be stopped first: it is still published at %s", cause, strings.Join(paths, ", "))
 	}
-	if err := d.Agent.Unstage(ctx, s.at.Volume, known.Staging); err != nil {
+	if err := d.leave(ctx, s.at.Volume, known.Staging); err != nil {
 		return fmt.Errorf("%w; ending its remains: %w", cause, err)
 	}
 	return answer(codes.Aborted, "its device was lost and its remains were ended; stage it again")
 }
 
 // show makes the device usable: mounted on the staging path, or as it is.
-func (d *Driver) show(ctx context.Context, v engine.Volume, device engine.Device, e detach.Entry) error {
+func (d *Driver) show(ctx context.Context, device engine.Device, e detach.Entry) error {
 	// Always: the mark outlives the volume that a loop device had before. A read-only mount still replays its journal.
 	if err := d.Mounter.SetReadOnly(device.Path, e.ReadOnly && e.Access == detach.Block); err != nil || e.Access == detach.Block {
+		return err
+	}
+	// Before anybody looks for a mount: a check makes one.
+	if err := d.checks.join(ctx, e.Attachment.Volume); err != nil {
+		return err
+	}
+	v, err := d.Control.Get(ctx, e.Attachment.Volume)
+	if err != nil {
 		return err
 	}
 	on, mounted, err := d.Mounter.At(e.Staging)
 	switch {
 	case err != nil:
 		return err
-	case mounted && on.Shows(device.Path):
+	case mounted && !on.Shows(device.Path):
+		return refused("staging path %s: %s (%s) is mounted there, not %s", e.Staging, on.Source, on.FSType, device.Path)
+	case mounted && !unfinished(v.Format, e):
 		return nil // by an earlier call
 	case mounted:
-		return refused("staging path %s: %s (%s) is mounted there, not %s", e.Staging, on.Source, on.FSType, device.Path)
+		if err := d.Mounter.Unmount(ctx, e.Staging); err != nil {
+			return err
+		}
 	}
 	if err := d.prepare(ctx, v, device, e); err != nil {
 		return err
@@ -177,6 +212,14 @@ func mountOptions(e detach.Entry) []string {
 		return append(slices.Clone(e.Flags), "ro")
 	}
 	return e.Flags
+}
+
+// leave takes the volume off this node. A check of its filesystem would hold the device, and is called off.
+func (d *Driver) leave(ctx context.Context, id volume.ID, staging string) error {
+	if err := d.checks.end(ctx, id); err != nil {
+		return err
+	}
+	return d.Agent.Unstage(ctx, id, staging)
 }
 
 // NodeUnstageVolume implements csi.NodeServer: the agent does the work, and answers OK only with a receipt in force.
@@ -201,7 +244,7 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolume
 
 // unstage does not take the agent's word for a path that is still mounted: its journal may have been lost.
 func (d *Driver) unstage(ctx context.Context, id volume.ID, path string) error {
-	if err := d.Agent.Unstage(ctx, id, path); err != nil {
+	if err := d.leave(ctx, id, path); err != nil {
 		return err
 	}
 	on, mounted, err := d.Mounter.At(path)

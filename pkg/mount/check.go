@@ -7,71 +7,74 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
-// Report is the outcome of a check that changed nothing.
+// Report is what an examination of a filesystem found.
 type Report struct {
 	FSType string `json:"fsType"`
-	Clean  bool   `json:"clean"`
-	Output string `json:"output,omitempty"` // what the tool said, its end, where it is not clean
+	Clean  bool   `json:"clean"` // consistent; it may be mounted
+	// Left is how the last writer left it, where that was not in good order: "its journal was not emptied". Replaying mends that.
+	Left   string        `json:"left,omitempty"`
+	Output string        `json:"output,omitempty"` // what the tool said, shortened, where it is not clean
+	Took   time.Duration `json:"took"`
 }
 
 // Check examines the filesystem of a device that is not mounted, and changes nothing. The journal must have been
-// replayed (mounted and unmounted once): a check does not look into it. Takes time with the number of files.
-func (m *Mounter) Check(ctx context.Context, fsType, device string) (Report, error) {
-	tool, err := fsck(fsType, device)
+// replayed (mounted and unmounted once): a check does not look into it. Takes time with the number of files; progress, which may be
+// nil, is told how far it is. When ctx ends, or this process dies, the tool is killed.
+func (m *Mounter) Check(ctx context.Context, fsType, device string, progress func(string)) (Report, error) {
+	began := time.Now()
+	t, err := fsck(fsType, device)
 	if err != nil {
 		return Report{}, err
 	}
-	out, err := execute(ctx, tool[0], tool[1:]...)
+	said, err := t.run(ctx, progress)
+	r := Report{FSType: fsType, Clean: err == nil, Took: time.Since(began)}
 	if err == nil {
-		return Report{FSType: fsType, Clean: true}, nil
+		return r, nil
 	}
-	if code := exitCode(err); ctx.Err() != nil || !foundDamage(fsType, code) {
+	if ctx.Err() != nil || !foundDamage(fsType, exitCode(err), said) {
 		return Report{}, fmt.Errorf("check %s (%s): %w", device, fsType, err)
 	}
-	text := strings.TrimSpace(string(out))
-	const most = 4 << 10
-	return Report{FSType: fsType, Output: text[max(0, len(text)-most):]}, nil
+	r.Output = said
+	return r, nil
 }
 
-func fsck(fsType, device string) ([]string, error) {
+func fsck(fsType, device string) (tool, error) {
 	switch fsType {
 	case "ext4":
-		return []string{"e2fsck", "-f", "-n", device}, nil
+		return tool{command: []string{"e2fsck", "-f", "-n", "-C", "3", device}, counts: true}, nil
 	case "xfs":
-		return []string{"xfs_repair", "-n", device}, nil
+		return tool{command: []string{"xfs_repair", "-n", device}, step: "Phase "}, nil
 	case "btrfs":
-		return []string{"btrfs", "check", "--readonly", device}, nil
+		return tool{command: []string{"btrfs", "check", "--readonly", device}, step: "["}, nil
 	}
-	return nil, fmt.Errorf("check %s: %q: %w", device, fsType, ErrUnsupported)
+	return tool{}, fmt.Errorf("check %s: %q: %w", device, fsType, ErrUnsupported)
 }
 
-// foundDamage says that the exit code means a finding and not that the tool could not work.
-func foundDamage(fsType string, code int) bool {
-	if fsType == "ext4" {
-		const uncorrected, operational = 4, 8 // and above: usage, cancelled, library
-		return code&uncorrected != 0 && code < operational
+// foundDamage says that the tool looked, and that its exit code means a finding.
+func foundDamage(fsType string, code int, said string) bool {
+	for _, busy := range []string{"resource busy", "is mounted", "mounted filesystem", "currently mounted", "is in use"} {
+		if strings.Contains(said, busy) {
+			return false
+		}
 	}
-	return code == 1
+	switch fsType {
+	case "ext4":
+		const uncorrected, usage = 4, 16 // between them 8: it could not go on, which damage brings about, too
+		return code > 0 && code&uncorrected != 0 && code < usage
+	case "xfs":
+		return code == 1 && strings.Contains(said, "Phase 1") // 1 is also that it could not begin
+	}
+	return code == 1 && strings.Contains(said, "Opening filesystem")
 }
 
 // Closed returns nil where the filesystem on an unmounted device was closed cleanly: its journal is empty and it knows of
 // no error. An unmount reports success though its last writes failed; this notices. ErrDamaged otherwise. It reads a few
 // blocks from the device itself, past the page cache.
 func (m *Mounter) Closed(ctx context.Context, fsType, device string) error {
-	var fault string
-	var err error
-	switch fsType {
-	case "ext4":
-		fault, err = superblockFault(device, ext4Super, ext4Fault)
-	case "btrfs":
-		fault, err = superblockFault(device, btrfsSuper, btrfsFault)
-	case "xfs":
-		fault, err = xfsFault(ctx, device)
-	default:
-		err = fmt.Errorf("%q: %w", fsType, ErrUnsupported)
-	}
+	fault, err := fault(ctx, fsType, device)
 	if err != nil {
 		return fmt.Errorf("was the %s on %s closed cleanly: %w", fsType, device, err)
 	}
@@ -79,6 +82,19 @@ func (m *Mounter) Closed(ctx context.Context, fsType, device string) error {
 		return fmt.Errorf("%s on %s: %w: %s", fsType, device, ErrDamaged, fault)
 	}
 	return nil
+}
+
+// fault says why the filesystem does not count as closed cleanly, "" where it does.
+func fault(ctx context.Context, fsType, device string) (string, error) {
+	switch fsType {
+	case "ext4":
+		return superblockFault(device, ext4Super, ext4Fault)
+	case "btrfs":
+		return superblockFault(device, btrfsSuper, btrfsFault)
+	case "xfs":
+		return xfsFault(ctx, device)
+	}
+	return "", fmt.Errorf("%q: %w", fsType, ErrUnsupported)
 }
 
 // Where the superblocks are, in bytes.
@@ -102,20 +118,31 @@ func ext4Fault(sb []byte) string {
 	if len(sb) < superSize {
 		return "superblock cut short"
 	}
-	const magic, validState, errorState, needsRecovery = 0xEF53, 1, 2, 4
+	const magic, validState, needsRecovery = 0xEF53, 1, 4
 	state := binary.LittleEndian.Uint16(sb[0x3A:])
-	errors := binary.LittleEndian.Uint32(sb[0x194:])
+	mark := ext4Mark(sb)
 	switch {
 	case binary.LittleEndian.Uint16(sb[0x38:]) != magic:
 		return "no ext4 superblock"
-	case errors != 0 || state&errorState != 0:
-		return fmt.Sprintf("it has found %d errors since it was last checked", errors)
+	case mark != "":
+		return mark
 	case binary.LittleEndian.Uint32(sb[0x60:])&needsRecovery != 0:
 		return "its journal was not emptied"
 	case state&validState == 0:
 		return "not marked clean"
 	}
 	return ""
+}
+
+// ext4Mark is what ext4 has noted of errors that it met, "" for none.
+func ext4Mark(sb []byte) string {
+	const errorState = 2
+	state := binary.LittleEndian.Uint16(sb[0x3A:])
+	errors := binary.LittleEndian.Uint32(sb[0x194:])
+	if errors == 0 && state&errorState == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it has found %d errors since it was last checked", errors)
 }
 
 // btrfsFault judges a btrfs superblock (kernel, include/uapi/linux/btrfs_tree.h, struct btrfs_super_block).

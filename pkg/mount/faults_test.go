@@ -205,7 +205,7 @@ func TestClosedAndFaults(t *testing.T) {
 		}
 		must(t, m.Unmount(t.Context(), path))
 		must(t, m.Closed(t.Context(), fsType, device))
-		if r, err := m.Check(t.Context(), fsType, device); err != nil || !r.Clean {
+		if r, err := m.Check(t.Context(), fsType, device, nil); err != nil || !r.Clean {
 			t.Errorf("check: %+v, %v", r, err)
 		}
 	})
@@ -245,7 +245,7 @@ func TestCheckReportsAndChangesNothing(t *testing.T) {
 	must(t, m.Unmount(t.Context(), path))
 	sh(t, "debugfs", "-w", "-R", "clri f", device)
 	before := sh(t, "md5sum", device)
-	r, err := m.Check(t.Context(), "ext4", device)
+	r, err := m.Check(t.Context(), "ext4", device, nil)
 	if err != nil || r.Clean || r.Output == "" {
 		t.Errorf("check: %+v, %v", r, err)
 	}
@@ -254,10 +254,10 @@ func TestCheckReportsAndChangesNothing(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := m.Check(ctx, "ext4", device); err == nil {
+	if _, err := m.Check(ctx, "ext4", device, nil); err == nil {
 		t.Error("a check that could not run reports")
 	}
-	if _, err := m.Check(t.Context(), "ext4", filepath.Join(t.TempDir(), "none")); err == nil {
+	if _, err := m.Check(t.Context(), "ext4", filepath.Join(t.TempDir(), "none"), nil); err == nil {
 		t.Error("a check of nothing reports")
 	}
 }

@@ -1,7 +1,7 @@
 // Package mount formats, mounts, freezes and unmounts filesystems on Linux, and proves that nothing holds a device.
 //
 // It never unmounts lazily or by force, never repairs a filesystem beyond the journal replay that the kernel does at
-// mount, and never formats a device on which anything is found unless told that an earlier format was cut off.
+// mount (a mark of errors, where a check finds none, is taken away), and never formats a device on which anything is found unless told that an earlier format was cut off.
 package mount
 
 import (

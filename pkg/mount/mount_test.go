@@ -125,7 +125,7 @@ func TestFormatMountUnmount(t *testing.T) {
 		must(t, m.Unmount(ctx, path))
 		must(t, m.Unmount(ctx, path)) // again
 		must(t, m.Closed(ctx, fsType, device))
-		if r, err := m.Check(ctx, fsType, device); err != nil || !r.Clean {
+		if r, err := m.Check(ctx, fsType, device, nil); err != nil || !r.Clean {
 			t.Errorf("check: %+v, %v", r, err)
 		}
 		if held, err := m.Held(ctx, device); err != nil || len(held) != 0 {
