@@ -60,21 +60,21 @@ func (g gap) entry() Entry {
 }
 
 // into puts the gap where it belongs by its time.
-func (g gap) into(entries []Entry) []Entry {
+func (g gap) into(entries []told) []told {
 	if g.entries == 0 {
 		return entries
 	}
-	at := slices.IndexFunc(entries, func(e Entry) bool { return e.Time.After(g.since) })
+	at := slices.IndexFunc(entries, func(t told) bool { return t.Time.After(g.since) })
 	if at < 0 {
 		at = len(entries)
 	}
-	return slices.Insert(slices.Clone(entries), at, g.entry())
+	return slices.Insert(slices.Clone(entries), at, told{Entry: g.entry()})
 }
 
 // request is one thing to do. Exactly one of entry, remove and read is set, or none: then nothing is done but to answer.
 type request struct {
 	id     volume.ID
-	entry  *Entry
+	entry  *told
 	remove bool
 	read   bool
 	answer chan<- answer // nil: nobody waits
@@ -125,14 +125,20 @@ func prepare(fsys vfs.FS, dir string) error {
 // Append puts e at the end of the volume's history. It never waits for the disk, so that it can be called from any event:
 // the entry is durable soon afterwards, and a crash in between loses it and nothing before it. One that tells the same as the newest
 // is left out. Where it cannot be kept the log has it, and the next entry that can be says so.
-func (b *Book) Append(id volume.ID, e Entry) {
-	e = e.clean(b.c.Clock())
+func (b *Book) Append(id volume.ID, e Entry) { b.tell(id, told{Entry: e}) }
+
+// AppendLate is Append for what somebody else has kept, who tells it later and may tell it again: it is left out where it is there
+// already, where the volume has no history, and where that begins later, since then it is another volume's of that name.
+func (b *Book) AppendLate(id volume.ID, e Entry) { b.tell(id, told{Entry: e, late: true}) }
+
+func (b *Book) tell(id volume.ID, t told) {
+	t.Entry = t.clean(b.c.Clock())
 	if _, err := volume.ParseID(string(id)); err != nil {
-		b.c.Log.Error("history of what is no volume", "kind", e.Kind, "text", e.Text, "error", err)
+		b.c.Log.Error("history of what is no volume", "kind", t.Kind, "text", t.Text, "error", err)
 		return
 	}
-	if !b.put(request{id: id, entry: &e}) {
-		b.miss(id, []Entry{e}, errBehind)
+	if !b.put(request{id: id, entry: &t}) {
+		b.miss(id, []told{t}, errBehind)
 	}
 }
 
@@ -229,7 +235,7 @@ func (b *Book) take() (batch []request, last bool) {
 }
 
 // miss notes that entries were lost.
-func (b *Book) miss(id volume.ID, lost []Entry, cause error) {
+func (b *Book) miss(id volume.ID, lost []told, cause error) {
 	b.mu.Lock()
 	g := b.missed[id]
 	if g.entries == 0 {

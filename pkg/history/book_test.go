@@ -120,6 +120,29 @@ func TestTheSameAgainIsLeftOut(t *testing.T) {
 	}
 }
 
+// Who keeps events of its own tells them late, and all of them again after each of our starts.
+func TestToldLate(t *testing.T) {
+	disk := newDisk(t)
+	b := open(t, disk)
+	late := func(n int) Entry { e := entry(n); e.Time = noon.Add(time.Duration(n) * time.Hour); return e }
+	b.AppendLate(vol, late(1)) // there is no such volume any more
+	if _, err := disk.Stat("/state/history/pvc-1.history"); err == nil {
+		t.Error("what was told late made a history")
+	}
+	b.Append(vol, Entry{Kind: Created, Time: noon.Add(2*time.Hour + time.Nanosecond)})
+	for range 3 {
+		for n := range 5 {
+			b.AppendLate(vol, late(n))
+		}
+		b.Append(vol, entry(9))
+		b.AppendLate(vol, late(4))
+		must(t, b.Sync(t.Context()))
+	}
+	if got := texts(read(t, b)); !slices.Equal(got, []string{"", "entry 2", "entry 3", "entry 4", "entry 9"}) {
+		t.Errorf("kept %q", got)
+	}
+}
+
 func TestTextIsOneBoundedLine(t *testing.T) {
 	b := open(t, newDisk(t))
 	b.Append(vol, Entry{Kind: "a\nb", Text: "two\nlines\x00\xff, " + strings.Repeat("ü", TextMax)})

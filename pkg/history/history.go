@@ -4,6 +4,7 @@
 package history
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -20,8 +21,8 @@ const (
 	Attached    Kind = "attached"         // shown there: mounted, or as a raw device
 	Unclean     Kind = "attached-unclean" // its last writer died or was shut out before it had flushed
 	Checked     Kind = "checked"          // the filesystem's own check ran; Took is how long
-	Refused     Kind = "refused"          // not mounted, since it is damaged or could not be checked
-	TakenOver   Kind = "taken-over"       // a new engine went on where one had died; Took is the pause
+	EngineDied  Kind = "engine-died"      // its device waits for the next engine, or is given up
+	TakenOver   Kind = "taken-over"       // the next engine went on where one had died; Took is the pause
 	Upgraded    Kind = "upgraded"         // a planned hand-over to another program; Took is the pause
 	RolledBack  Kind = "upgrade-undone"   // the new program failed, the old one serves on
 	Lost        Kind = "device-lost"      // the device answers nothing but errors
@@ -65,6 +66,30 @@ func (h History) Newest(n int) []Entry { return h.Entries[max(0, len(h.Entries)-
 
 // same says that o tells nothing that e did not: it happened again, as a call that is repeated until somebody acts.
 func (e Entry) same(o Entry) bool { return e.Kind == o.Kind && e.Epoch == o.Epoch && e.Text == o.Text }
+
+// with adds an entry, unless it tells the same as the newest. One that is told late is added only to a history that was there when it
+// happened, and only once.
+func (h History) with(t told) History {
+	n := len(h.Entries)
+	switch {
+	case n > 0 && h.Entries[n-1].same(t.Entry) && !t.late:
+		return h
+	case t.late && (n == 0 || t.Time.Before(h.Entries[0].Time) || h.has(t.Entry)):
+		return h
+	}
+	h.Entries = append(h.Entries, t.Entry)
+	return h
+}
+
+func (h History) has(e Entry) bool {
+	return slices.ContainsFunc(h.Entries, func(o Entry) bool { return o.same(e) && o.Time.Equal(e.Time) })
+}
+
+// told is an entry on its way.
+type told struct {
+	Entry
+	late bool
+}
 
 // clean makes an entry one that can be kept: one line of bounded, valid text, a time without what does not survive a restart.
 func (e Entry) clean(now time.Time) Entry {

@@ -18,7 +18,7 @@ type writer struct {
 
 // perform does a batch in order; entries of one volume that follow each other are written at once.
 func (w *writer) perform(batch []request) {
-	waiting := map[volume.ID][]Entry{}
+	waiting := map[volume.ID][]told{}
 	for _, r := range batch {
 		switch {
 		case r.entry != nil:
@@ -41,7 +41,7 @@ func (r request) reply(a answer) {
 	}
 }
 
-func (w *writer) flush(waiting map[volume.ID][]Entry) {
+func (w *writer) flush(waiting map[volume.ID][]told) {
 	for id, entries := range waiting {
 		w.keep(id, entries)
 	}
@@ -87,7 +87,7 @@ func (w *writer) remove(id volume.ID) error {
 }
 
 // keep writes entries, or counts them as missed.
-func (w *writer) keep(id volume.ID, entries []Entry) {
+func (w *writer) keep(id volume.ID, entries []told) {
 	if len(entries) == 0 {
 		return
 	}
@@ -121,7 +121,7 @@ func (w *writer) putMissed(id volume.ID, g gap) {
 }
 
 // write makes add durable at the end of the volume's file.
-func (w *writer) write(id volume.ID, add []Entry) error {
+func (w *writer) write(id volume.ID, entries []told) error {
 	raw, err := w.raw(id)
 	if err != nil {
 		return err
@@ -130,7 +130,12 @@ func (w *writer) write(id volume.ID, add []Entry) error {
 	if err != nil {
 		return err
 	}
-	add = news(h.Newest(1), add)
+	next := h
+	next.Entries = slices.Clip(h.Entries) // h's own stay as they are
+	for _, t := range entries {
+		next = next.with(t)
+	}
+	add := next.Entries[len(h.Entries):]
 	if len(add) == 0 && !w.doubtful[id] {
 		return nil
 	}
@@ -138,16 +143,10 @@ func (w *writer) write(id volume.ID, add []Entry) error {
 	if err != nil {
 		return err
 	}
-	if len(raw) == 0 || h.Damaged > 0 || w.doubtful[id] || len(h.Entries)+len(add) > EntriesMax || len(raw)+len(lines) > BytesMax {
+	if len(raw) == 0 || h.Damaged > 0 || w.doubtful[id] || len(next.Entries) > EntriesMax || len(raw)+len(lines) > BytesMax {
 		return w.rewrite(h, add)
 	}
 	return w.append(id, int64(len(raw)), lines)
-}
-
-// news leaves out of add what tells the same as the entry before it.
-func news(last, add []Entry) []Entry {
-	all := slices.CompactFunc(slices.Concat(last, add), Entry.same)
-	return all[len(last):]
 }
 
 // rewrite replaces the file as a whole. What was damaged is noted, once.
