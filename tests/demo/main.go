@@ -79,6 +79,8 @@ var story = []chapter{
 	{"A byte flipped in an old block", oldFlip},
 	{"The background verifier", backgroundFlip},
 	{"Refused: two of three stores gone", storesGone},
+	{"Everybody killed in turn under a mount, and an upgrade: nothing is noticed", nothingNoticed},
 	{"The server killed between unpublish and unstage", serverKilled},
+	{"Host and engine killed together", deviceLost},
 	{"Refused: a block on which no copy can win", noCopyWins},
 }

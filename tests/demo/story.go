@@ -283,37 +283,6 @@ func noCopyWins(ctx context.Context, s *script, w *world) error {
 	return s.check("NodeUnstage and ControllerUnpublish: OK; deleted", errors.Join(c.Unstage(ctx), c.ControllerUnpublish(ctx), c.Delete(ctx)))
 }
 
-func serverKilled(ctx context.Context, s *script, w *world) error {
-	if err := s.check("attached", main1.Attach(ctx)); err != nil {
-		return err
-	}
-	last, err := write(main1, "last", "the last block", 4*mib)
-	if err := s.check("4 MiB written and synced, unpublished from the pod", errors.Join(err, main1.Unpublish(ctx))); err != nil {
-		return err
-	}
-	if err := s.check("SIGKILL to belay serve", w.Kill()); err != nil {
-		return err
-	}
-	if err := s.check("belay serve starts again on the same stores", w.Start(ctx)); err != nil {
-		return err
-	}
-	if err := s.check("NodeUnstage and ControllerUnpublish: finished from the stage journal", errors.Join(main1.Unstage(ctx), main1.ControllerUnpublish(ctx))); err != nil {
-		return err
-	}
-	r, err := newest(ctx, w, main1)
-	if err == nil && (r.Clean || r.Kind != receipt.Fenced) {
-		err = fmt.Errorf("the receipt is %s", r.Kind)
-	}
-	if err := s.check("the receipt says that it was not clean", err); err != nil {
-		return err
-	}
-	s.quote(fmt.Sprintf("%s: %s", r.Kind, r.Reason))
-	if err := s.check("attached again: everything that was synced is there", errors.Join(main1.Attach(ctx), wantMD5(main1, file, sum), wantMD5(main1, "last", last))); err != nil {
-		return err
-	}
-	return s.check("detached and deleted", errors.Join(main1.Detach(ctx), main1.Delete(ctx)))
-}
-
 // intact says whether the block in the store is as it was written.
 func intact(store string, c *orchestrator.Volume, mark string) (bool, error) {
 	f, err := os.Open(store + "/volumes/" + c.ID + "/data")

@@ -54,7 +54,7 @@ func New(binary, where string, n int) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{Dir: dir, Binary: filepath.Join(dir, "belay")}
-	if err := copyProgram(m.Binary, binary); err != nil {
+	if err := CopyProgram(m.Binary, binary); err != nil {
 		return nil, err
 	}
 	for i := range n {
@@ -67,9 +67,9 @@ func New(binary, where string, n int) (*Machine, error) {
 	return m, err
 }
 
-// copyProgram leaves the copying to another process: a file that this one has open for writing is open in every child that is
+// CopyProgram copies a program. It leaves the copying to another process: a file that this one has open for writing is open in every child that is
 // started at that moment, too, and cannot be run.
-func copyProgram(to, from string) error {
+func CopyProgram(to, from string) error {
 	if out, err := exec.Command("cp", from, to).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy the program: %w: %s", err, out)
 	}

@@ -120,6 +120,7 @@ func (p *program) stop() {
 	if !p.cmd.ProcessState.Success() {
 		p.t.Errorf("ended with %v\n%s", p.cmd.ProcessState, p.tail())
 	}
+	p.hostEnds()
 	for _, pid := range p.processes() {
 		p.t.Errorf("process %s is left", pid)
 	}
@@ -128,8 +129,19 @@ func (p *program) stop() {
 			p.t.Errorf("device %s is left, and nobody serves it", device)
 		}
 	}
-	for _, socket := range glob(p.t, p.path("*.sock")) {
-		p.t.Errorf("socket %s is left", socket)
+	for _, pattern := range []string{"*.sock", "state/host/*.sock", "state/host/devices/*", "state/engines/*"} {
+		for _, name := range glob(p.t, p.path(pattern)) {
+			p.t.Errorf("%s is left", name)
+		}
+	}
+}
+
+// hostEnds waits for the end of the host, which needs nobody to end it and stays for some seconds.
+func (p *program) hostEnds() {
+	p.t.Helper()
+	const stays = 20 * time.Second
+	for late := time.Now().Add(stays); len(p.processes()) > 0 && time.Now().Before(late); {
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
@@ -145,8 +157,10 @@ func (p *program) cleanUp() {
 		_ = p.cmd.Process.Kill()
 		<-p.ended
 	}
-	for _, pid := range p.processes() {
-		_ = exec.Command("kill", "-KILL", pid).Run()
+	// Again and again: a host starts the next engine for one that dies before it.
+	for pids := p.processes(); len(pids) > 0; pids = p.processes() {
+		_ = exec.Command("kill", append([]string{"-KILL"}, pids...)...).Run()
+		time.Sleep(10 * time.Millisecond)
 	}
 	if p.t.Failed() {
 		p.t.Log(p.tail())
