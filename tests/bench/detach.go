@@ -39,7 +39,8 @@ func newDetach() *cobra.Command {
 		Use: "detach", Short: "how long a detach with proof takes",
 		Long: `How long a barrier with proof takes: stop and flush the writer, read back from every replica what was written since the last
 verification, compare, and seal with a receipt. That is what an unstage adds to an unmount; the device's end and its
-process's come on top. Three stores; nothing verifies in the background. Also the memory of an idle engine process.`,
+process's come on top. Three stores; nothing verifies in the background. Also the memory of the host and of an idle
+engine process.`,
 		Example: `  go run ./tests/bench detach
   go run ./tests/bench detach --scatter --mib 1,4   # in blocks of 4 KiB here and there, the worst that a volume can do
   go run ./tests/bench detach --rounds 40   # for a p99 that is one`,

@@ -36,7 +36,8 @@ func (r *detachReport) print(out io.Writer) {
 	fmt.Fprintln(out, "\nBarrier: stop, evidence and seal, which an unstage adds to an unmount. With device: the end of device and process too.")
 	fmt.Fprintln(out, "Floor: making the same amount durable in three new raw files and reading it back from them, with nothing compared.")
 	for _, m := range r.Memory {
-		fmt.Fprintf(out, "engine process of an idle volume of 1 TiB, %s: RssAnon %.1f MiB, VmRSS %.1f MiB\n", m.After, m.Anonymous, m.Resident)
+		fmt.Fprintf(out, "%s process with an idle volume of 1 TiB, %s: RssAnon %.1f MiB, VmRSS %.1f MiB, PSS %.1f MiB\n",
+			m.Of, m.After, m.Anonymous, m.Resident, m.Proportional)
 	}
 	printAims(out, r.Aims)
 }
@@ -111,7 +112,9 @@ func detachAims(results []detachResult, memory []memory) (out []aim) {
 		out = append(out, atMost(fmt.Sprintf("%d MiB written: largest median of the sizes in ms, smallest %.1f", mib, least), most, math.Round(1.5*least+noiseMs)))
 	}
 	for _, m := range memory {
-		out = append(out, atMost(fmt.Sprintf("engine of an idle volume of 1 TiB, %s: RssAnon in MiB", m.After), m.Anonymous, 16))
+		if m.Of == "engine" {
+			out = append(out, atMost(fmt.Sprintf("engine of an idle volume of 1 TiB, %s: RssAnon in MiB", m.After), m.Anonymous, 16))
+		}
 	}
 	return out
 }

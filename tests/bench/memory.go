@@ -11,14 +11,16 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// memory is that of an engine process, in MiB.
+// memory is that of a process, in MiB.
 type memory struct {
-	After     string  `json:"after"`
-	Anonymous float64 `json:"rssAnonMiB"`
-	Resident  float64 `json:"vmRSSMiB"` // with the pages of the program itself, which all engines share
+	Of           string  `json:"of"` // "engine" or "host"
+	After        string  `json:"after"`
+	Anonymous    float64 `json:"rssAnonMiB"`
+	Resident     float64 `json:"vmRSSMiB"` // with the pages of the program itself, which all processes of it share
+	Proportional float64 `json:"pssMiB"`   // with its share of them
 }
 
-// measureMemory reads the memory of an idle engine of a large volume: just attached, and after work.
+// measureMemory reads the memory of the host and of an idle engine of a large volume: just attached, and after work.
 func (d *detaching) measureMemory(ctx context.Context) error {
 	if d.options.idle == 0 {
 		return nil
@@ -46,19 +48,40 @@ func (d *detaching) readMemory(ctx context.Context, id volume.ID, after string) 
 		return ctx.Err()
 	case <-time.After(d.options.idle):
 	}
-	pid, err := engineOf(id)
+	engine, err := d.rig.engineOf(ctx, id)
 	if err != nil {
 		return err
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	about, err := d.rig.host.About(ctx)
 	if err != nil {
 		return err
 	}
-	d.memory = append(d.memory, memory{after, statusMiB(string(b), "RssAnon"), statusMiB(string(b), "VmRSS")})
+	for _, p := range []struct {
+		of  string
+		pid int
+	}{{"engine", engine}, {"host", about.PID}} {
+		m, err := memoryOf(p.pid)
+		if err != nil {
+			return err
+		}
+		m.Of, m.After = p.of, after
+		d.memory = append(d.memory, m)
+	}
 	return nil
 }
 
-// statusMiB reads an amount of /proc/PID/status, which gives it in KiB; 0 where it is not there.
+func memoryOf(pid int) (memory, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return memory{}, err
+	}
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	return memory{
+		Anonymous: statusMiB(string(status), "RssAnon"), Resident: statusMiB(string(status), "VmRSS"), Proportional: statusMiB(string(rollup), "Pss"),
+	}, err
+}
+
+// statusMiB reads an amount of /proc/PID/status or smaps_rollup, which give it in KiB; 0 where it is not there.
 func statusMiB(status, name string) float64 {
 	for line := range strings.Lines(status) {
 		f := strings.Fields(line)

@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
+	"syscall"
 	"time"
 
-	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -25,38 +25,41 @@ const (
 	closeWithin = time.Minute
 )
 
-// rig is the real engine: stores on disk, one engine process for each attached volume, FUSE and loop devices.
+// rig is the real engine: stores on disk, a host with one engine process for each attached volume, FUSE and loop devices.
 type rig struct {
 	*mirror.Engine
-	ids []volume.ID
+	host *host.Client
 }
 
-// newRig makes stores in the directories and starts an engine on them.
+// newRig makes stores in the directories, starts a host and an engine on them.
 func newRig(ctx context.Context, belay string, dirs []string) (*rig, error) {
 	executable, err := filepath.Abs(belay)
 	if err != nil {
 		return nil, err
 	}
+	state := filepath.Join(dirs[0], "state")
+	r := &rig{host: host.NewClient(state)}
+	if err := r.host.Ensure(ctx, host.Launch{Executable: executable, Args: []string{"belay", "host", "--while-needed", "--state", state}, Log: os.Stderr}); err != nil {
+		return nil, err
+	}
 	c := mirror.Config{
-		FS: vfs.OS(), State: filepath.Join(dirs[0], "state"), Node: node, Overcommit: overcommit, Executable: executable,
+		FS: vfs.OS(), State: state, Node: node, Overcommit: overcommit, Host: r.host, Executable: executable,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 	for i := range storesMax {
 		c.Stores = append(c.Stores, filepath.Join(dirs[i%len(dirs)], fmt.Sprint("store", i)))
 	}
-	e, err := mirror.New(c)
-	if err == nil {
-		err = e.Start(ctx)
+	if r.Engine, err = mirror.New(c); err == nil {
+		err = r.Start(ctx)
 	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, r.endHost(context.WithoutCancel(ctx)))
 	}
-	return &rig{Engine: e}, nil
+	return r, nil
 }
 
 // create makes a volume and attaches it. Nothing verifies it in the background: that would do a detach's work before it.
 func (r *rig) create(ctx context.Context, id volume.ID, size volume.Bytes, replicas int) (volume.Attachment, engine.Device, error) {
-	r.ids = append(r.ids, id)
 	spec := engine.Spec{ID: id, Name: string(id), Size: size, Parameters: map[string]string{
 		mirror.ParameterReplicas: fmt.Sprint(replicas), mirror.ParameterVerify: "off",
 	}}
@@ -94,37 +97,41 @@ func (r *rig) remove(ctx context.Context, a volume.Attachment) error {
 	return errors.Join(r.Detach(ctx, a), r.Unpublish(ctx, a), r.Delete(ctx, a.Volume))
 }
 
-// close ends the engine processes and removes what is left of their devices.
+// close takes away what an interrupt left attached, and ends the host.
 func (r *rig) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
 	defer cancel()
-	errs := []error{r.Close(ctx)}
-	left, err := device.Leftovers()
-	errs = append(errs, err)
-	for _, l := range left {
-		for _, id := range r.ids {
-			if l.Volume == string(id) {
-				errs = append(errs, device.Remove(ctx, l.Path))
-			}
-		}
+	left, err := r.host.Devices(ctx)
+	errs := []error{err}
+	for _, d := range left {
+		errs = append(errs, r.host.GiveUp(ctx, d.Volume, "the benchmark has ended"), r.host.Detach(ctx, d.Volume))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, r.Close(ctx), r.endHost(ctx))...)
 }
 
-// engineOf finds the engine process of a volume among this process's children.
-func engineOf(id volume.ID) (int, error) {
-	pids, err := processes()
+// endHost returns when the host has ended: it writes into a directory that is removed then.
+func (r *rig) endHost(ctx context.Context) error {
+	about, err := r.host.About(ctx)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	for _, pid := range pids {
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !strings.HasSuffix(string(line), "\x00engine\x00"+string(id)+"\x00") {
-			continue
-		}
-		if s, err := statOf(pid); err == nil && s.parent == os.Getpid() {
-			return pid, nil
-		}
+	if err := syscall.Kill(about.PID, syscall.SIGTERM); err != nil {
+		return err
 	}
-	return 0, fmt.Errorf("volume %s has no engine process", id)
+	for ctx.Err() == nil {
+		if _, err := r.host.About(ctx); err != nil {
+			return nil //nolint:nilerr // nobody answers
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return ctx.Err()
+}
+
+// engineOf is the engine process of a volume.
+func (r *rig) engineOf(ctx context.Context, id volume.ID) (int, error) {
+	d, err := r.host.Device(ctx, id)
+	if err == nil && d.Engine.PID == 0 {
+		err = fmt.Errorf("volume %s has no engine process: it is %s: %s", id, d.State, d.Cause)
+	}
+	return d.Engine.PID, err
 }

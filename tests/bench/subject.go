@@ -125,7 +125,7 @@ func (b *belay) open(ctx context.Context) error {
 		return err
 	}
 	b.attachment, b.path = a, d.Path
-	b.pid, err = engineOf(b.id)
+	b.pid, err = b.rig.engineOf(ctx, b.id)
 	return err
 }
 
