@@ -210,9 +210,9 @@ func (r *rig) harness() *enginetest.Harness {
 
 func (r *rig) storePath(t *testing.T, id engine.ReplicaID) string {
 	t.Helper()
-	for _, p := range r.engine.stores.places {
-		if p.dir != nil && engine.ReplicaID(p.dir.ID().String()) == id {
-			return p.path
+	for path, known := range r.engine.stores.known { // those that are away, too
+		if engine.ReplicaID(known.String()) == id {
+			return path
 		}
 	}
 	t.Fatalf("no store %s", id)

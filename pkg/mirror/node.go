@@ -9,6 +9,7 @@ import (
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/host"
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -55,7 +56,7 @@ func (e *Engine) spec(ctx context.Context, a volume.Attachment) (host.Spec, erro
 	if err != nil {
 		return host.Spec{}, err
 	}
-	l, err := parse(v.Parameters, len(v.Replicas))
+	l, err := parse(v.Parameters, quorum.ReplicasMax) // a salvaged volume may have fewer than it was given
 	if err != nil {
 		return host.Spec{}, err
 	}

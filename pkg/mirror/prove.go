@@ -223,6 +223,9 @@ func unlink(kept []byte) (l linked, ok bool) {
 // newest part is returned with an error.
 func chain(all map[[32]byte]linked, head [32]byte, id volume.ID) (out [][]byte, err error) {
 	for at := head; at != [32]byte{}; {
+		if len(out) > len(all) {
+			return nil, fmt.Errorf("%w: volume %s: receipt %x leads back to itself", engine.ErrUnavailable, id, at[:8])
+		}
 		l, ok := all[at]
 		if !ok {
 			err = fmt.Errorf("%w: volume %s: receipt %x is on no store that is there", engine.ErrUnavailable, id, at[:8])

@@ -567,3 +567,12 @@ func TestSalvageIsRefused(t *testing.T) {
 		t.Errorf("plan of an unknown volume: %v", err)
 	}
 }
+
+// TestChainThatLeadsBackToItself: receipts of equal content would; they are refused, not followed for ever.
+func TestChainThatLeadsBackToItself(t *testing.T) {
+	a, b := [32]byte{1}, [32]byte{2}
+	all := map[[32]byte]linked{a: {previous: b}, b: {previous: a}}
+	if got, err := chain(all, a, testID); !errors.Is(err, engine.ErrUnavailable) {
+		t.Fatalf("%d receipts, %v", len(got), err)
+	}
+}

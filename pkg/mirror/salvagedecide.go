@@ -201,7 +201,7 @@ func (l *look) kept(log *slog.Logger) map[[32]byte]linked {
 // bequeath gives every voter the receipts that the head leads to: any majority of them must be able to show the chain.
 func (s *salvage) bequeath() error {
 	all, links := s.look.kept(s.log), map[[32]byte]bool{}
-	for at := s.next.Head; at != [32]byte{}; at = all[at].previous {
+	for at := s.next.Head; at != [32]byte{} && !links[at]; at = all[at].previous {
 		links[at] = true
 	}
 	for _, h := range s.look.holdings {

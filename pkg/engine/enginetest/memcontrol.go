@@ -24,7 +24,7 @@ func (m *Memory) Capabilities(_ context.Context, parameters map[string]string) (
 	}
 	return engine.Capabilities{
 		Position: engine.AttestReplica, Digest: engine.AttestReplica, Flush: engine.FlushInSync, Fence: engine.FenceSession,
-		ReplicasMax: len(m.places), BlockSizes: []int{blockSize}, OnlineExpand: true, Thin: true, Repair: true,
+		ReplicasMax: len(m.places), BlockSizes: []int{blockSize}, OnlineExpand: true, Thin: true, Repair: true, Salvage: true,
 	}, nil
 }
 
@@ -142,7 +142,7 @@ func (m *Memory) describe(v *memVolume) engine.Volume {
 	}
 	d.ID, d.Size = v.id, r.size
 	for i := range v.copies {
-		d.Replicas = append(d.Replicas, m.replica(i, r))
+		d.Replicas = append(d.Replicas, m.replica(v, i, r))
 	}
 	insync := 0
 	for _, c := range d.Replicas {
@@ -166,12 +166,14 @@ func state(r record, insync, n int, certain bool) (engine.State, string) {
 	return engine.Healthy, ""
 }
 
-func (m *Memory) replica(i int, r record) engine.Replica {
+func (m *Memory) replica(v *memVolume, i int, r record) engine.Replica {
 	p := m.places[i]
 	d := engine.Replica{ID: p.id, Domain: string(p.id), Place: "memory", State: engine.Stale}
 	switch {
 	case p.down:
 		d.State, d.Reason = engine.Unreachable, "taken away"
+	case v.copies[i].left:
+		d.State, d.Reason = engine.Unknown, "from before a salvage"
 	case r.members != nil && r.members[i]:
 		d.State = engine.InSync
 	}
@@ -302,6 +304,9 @@ func (m *Memory) Fence(_ context.Context, a volume.Attachment, o engine.FenceOpt
 	if err != nil {
 		return engine.FenceProof{}, err
 	}
+	if v.fence != nil && v.fence.salvaging {
+		return engine.FenceProof{}, fmt.Errorf("fence %v: %w: it is being salvaged", a, engine.ErrBusy)
+	}
 	if v.fence != nil && v.fence.epoch == r.epoch {
 		return m.proof(v, r), nil
 	}
@@ -333,7 +338,7 @@ func (m *Memory) proof(v *memVolume, r record) engine.FenceProof {
 func (m *Memory) Seal(_ context.Context, b engine.Barrier, receipt []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v, r, err := m.opened(b.Attachment)
+	v, r, err := m.sealable(b.Attachment)
 	if err != nil {
 		return err
 	}
@@ -349,12 +354,23 @@ func (m *Memory) Seal(_ context.Context, b engine.Barrier, receipt []byte) error
 	}
 	sum := sha256.Sum256(receipt)
 	r.sealed, r.head, r.digest = true, sum[:], m.digest(v, r)
+	if s.salvaging {
+		r.quarrel, r.pending = "", false
+	}
 	r.receipts = append(slices.Clone(r.receipts), bytes.Clone(receipt))
 	if _, err := m.commit(v, r); err != nil {
 		return err
 	}
 	v.fence = nil
 	return nil
+}
+
+// sealable is opened, or the volume that is being salvaged, whatever its attachment.
+func (m *Memory) sealable(a volume.Attachment) (*memVolume, record, error) {
+	if v, r, err := m.current(a.Volume); err == nil && v.fence != nil && v.fence.salvaging && v.fence.at == a {
+		return v, r, nil
+	}
+	return m.opened(a)
 }
 
 // serving is who may collect evidence: the fence, else a living writer.

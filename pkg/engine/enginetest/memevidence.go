@@ -189,8 +189,12 @@ func (m *Memory) barrier(v *memVolume, s *session, found findings) (engine.Barri
 	if err != nil {
 		return engine.Barrier{}, err
 	}
+	return m.describeBarrier(v, r, s, found), nil
+}
+
+func (m *Memory) describeBarrier(v *memVolume, r record, s *session, found findings) engine.Barrier {
 	b := engine.Barrier{
-		Attachment: s.at, Writer: s.epoch, View: r.view(), Clean: r.clean, Size: r.size, Replicas: len(v.copies),
+		Attachment: s.at, Writer: s.epoch, View: r.view(), Clean: r.clean, Size: r.size, Replicas: v.voters(),
 		Verified: found.verified, Repairs: found.repairs, Unresolved: found.unresolved, Head: r.head,
 	}
 	if s.sums != nil {
@@ -199,11 +203,11 @@ func (m *Memory) barrier(v *memVolume, s *session, found findings) (engine.Barri
 	for i := range v.copies {
 		b.Evidence = append(b.Evidence, m.evidence(v, r, i))
 	}
-	return b, nil
+	return b
 }
 
 func (m *Memory) evidence(v *memVolume, r record, i int) engine.Evidence {
-	e := engine.Evidence{Replica: m.replica(i, r), At: m.o.Clock()}
+	e := engine.Evidence{Replica: m.replica(v, i, r), At: m.o.Clock()}
 	if e.State != engine.InSync {
 		e.Error = "not in sync"
 		return e

@@ -211,12 +211,12 @@ func (m *Memory) Rebuild(_ context.Context, id volume.ID, progress func(engine.P
 	if err != nil {
 		return err
 	}
-	if len(m.up(v)) < len(v.copies) {
+	if len(m.up(v)) < v.voters() {
 		return fmt.Errorf("rebuild of volume %s: %w: a replica does not answer", id, engine.ErrUnavailable)
 	}
 	m.recover(v, r)
 	r.members = make([]bool, len(v.copies))
-	for i := range r.members {
+	for _, i := range m.up(v) {
 		r.members[i] = true
 	}
 	if progress != nil {

@@ -66,6 +66,7 @@ type memVolume struct {
 type replica struct {
 	incarnation string
 	promised    volume.Epoch // older writers are refused
+	left        bool         // away when the volume was salvaged: it counts no more
 	record      record
 	blocks      map[int64]block
 	dirty       map[int64]bool // written since last read back
@@ -89,6 +90,8 @@ type record struct {
 	digest   engine.Digest
 	head     []byte
 	receipts [][]byte
+	salvaged *engine.Salvaged
+	pending  bool
 }
 
 // session is one writer: a process with a device, or the gate that took its place.
@@ -101,7 +104,9 @@ type session struct {
 	unclean bool // the writer before it had not flushed
 	stopped bool
 	dead    bool
-	sums    map[int64]sum // what it expects; lost with it
+
+	salvaging bool
+	sums      map[int64]sum // what it expects; lost with it
 }
 
 // NewMemory returns an empty engine.
@@ -128,7 +133,7 @@ func (r record) view() string { return fmt.Sprintf("%d.%d", r.epoch, r.step) }
 // up are the indexes of the copies that answer.
 func (m *Memory) up(v *memVolume) (out []int) {
 	for i := range v.copies {
-		if !m.places[i].down {
+		if !m.places[i].down && !v.copies[i].left {
 			out = append(out, i)
 		}
 	}
@@ -145,7 +150,7 @@ func (m *Memory) newest(v *memVolume) (r record, known, certain bool) {
 		}
 	}
 	member := slices.ContainsFunc(up, func(i int) bool { return r.members[i] })
-	return r, known, member && len(up) > len(v.copies)/2
+	return r, known, member && len(up) > v.voters()/2
 }
 
 // current is the volume and its record, where both are certain.
@@ -181,7 +186,7 @@ func (m *Memory) find(id volume.ID) (*memVolume, error) {
 // commit makes r, one step on, the record of every copy that answers, which are a majority.
 func (m *Memory) commit(v *memVolume, r record) (record, error) {
 	up := m.up(v)
-	if len(up) <= len(v.copies)/2 {
+	if len(up) <= v.voters()/2 {
 		return r, fmt.Errorf("volume %s: %w", v.id, engine.ErrUnavailable)
 	}
 	for _, i := range up {
@@ -250,14 +255,4 @@ func (m *Memory) DeleteSnapshot(context.Context, volume.ID, string) error {
 // Clone is not supported.
 func (m *Memory) Clone(context.Context, volume.ID, string, engine.Spec) (engine.Volume, error) {
 	return engine.Volume{}, unsupported("clone")
-}
-
-// Salvage is not supported.
-func (m *Memory) Salvage(context.Context, volume.ID, engine.SalvageOrder, func(engine.Progress)) (engine.Barrier, error) {
-	return engine.Barrier{}, unsupported("salvage")
-}
-
-// SalvagePlan is not supported.
-func (m *Memory) SalvagePlan(context.Context, volume.ID, bool, func(engine.Progress)) (engine.SalvagePlan, error) {
-	return engine.SalvagePlan{}, unsupported("salvage")
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ func digests(_ *Harness, c engine.Capabilities) bool { return c.Digest != engine
 
 func nodes(h *Harness, c engine.Capabilities) bool { return h.Elsewhere != "" && !c.NodeLocal }
 
+func salvage(h *Harness, c engine.Capabilities) bool { return redundancy(h, c) && c.Salvage }
+
 func growing(_ *Harness, c engine.Capabilities) bool { return c.OnlineExpand }
 
 // test is one subtest.
@@ -43,7 +46,7 @@ type test struct {
 
 // Suite runs every test of the contract; fresh makes a new, empty engine for each.
 func Suite(t *testing.T, fresh func(t *testing.T) *Harness) {
-	tests := append(append(lifeTests(), writerTests()...), faultTests()...)
+	tests := slices.Concat(lifeTests(), writerTests(), faultTests(), salvageTests())
 	for _, c := range tests {
 		t.Run(c.name, func(t *testing.T) {
 			h := fresh(t)
