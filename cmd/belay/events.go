@@ -2,9 +2,14 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/driver"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/history"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/telemetry"
@@ -30,8 +35,14 @@ func reasonOf(cause error) string {
 	return "unknown"
 }
 
-// detachEvents counts what the gate and the agent do.
-func detachEvents(m *telemetry.Metrics) detach.Events {
+// teller tells what happens to the metrics and to the volumes' histories.
+type teller struct {
+	metrics *telemetry.Metrics
+	history *history.Book
+}
+
+func (t teller) detach() detach.Events {
+	m, h := t.metrics, t.history
 	return detach.Events{
 		DetachRefused:  func(_ volume.ID, _ volume.NodeID, cause error) { m.DetachRefused(reasonOf(cause)) },
 		BarrierStarted: func(a volume.Attachment) { m.BarrierStarted(a.Volume) },
@@ -40,18 +51,130 @@ func detachEvents(m *telemetry.Metrics) detach.Events {
 				m.BarrierVerified(a.Volume, p.Done)
 			}
 		},
-		ReceiptWritten: func(a volume.Attachment, kind receipt.Kind) { m.Receipt(a.Volume, string(kind)) },
-		Fenced:         func(volume.Attachment, engine.FenceProof, string) { m.Fenced() },
-		Quarantined:    func(volume.Attachment, string) { m.Quarantined() },
+		ReceiptWritten: func(a volume.Attachment, r receipt.Receipt) {
+			m.Receipt(a.Volume, string(r.Kind))
+			h.Append(a.Volume, history.Entry{Kind: history.Detached, Epoch: r.Writer, Text: receiptText(r)})
+		},
+		Fenced: func(a volume.Attachment, p engine.FenceProof, reason string) {
+			m.Fenced()
+			h.Append(a.Volume, history.Entry{Kind: history.Fenced, Epoch: a.Epoch, Text: fmt.Sprintf("every writer before epoch %d is shut out: %s", p.Epoch, reason)})
+		},
+		Quarantined: func(a volume.Attachment, cause string) {
+			m.Quarantined()
+			h.Append(a.Volume, history.Entry{Kind: history.Quarantined, Epoch: a.Epoch, Text: cause})
+		},
 	}
 }
 
-// mirrorEvents counts what the engine does.
-func mirrorEvents(m *telemetry.Metrics) mirror.Events {
-	return mirror.Events{
-		Replicas: m.Replicas,
-		Repaired: func(volume.ID) { m.Repaired() },
-		Scrubbed: m.Scrubbed,
-		Engine:   m.Engine,
+func receiptText(r receipt.Receipt) string {
+	insync := 0
+	for _, e := range r.Evidence {
+		if e.State == engine.InSync {
+			insync++
+		}
 	}
+	text := fmt.Sprintf("%s receipt: %d of %d replicas in sync, %s read back", r.Kind, insync, r.Replicas, r.Verified)
+	if r.RepairCount > 0 {
+		text += ", " + plural(r.RepairCount, "range") + " mended"
+	}
+	if r.Reason != "" {
+		text += ": " + r.Reason
+	}
+	return text + by(r.Actor)
+}
+
+func (t teller) driver() driver.Events {
+	m, h := t.metrics, t.history
+	return driver.Events{
+		Created: func(v engine.Volume) {
+			h.Remove(v.ID) // of an older volume of that name
+			h.Append(v.ID, history.Entry{Kind: history.Created, Text: fmt.Sprintf("%s, %s", v.Size, plural(len(v.Replicas), "replica"))})
+		},
+		Deleted: h.Remove,
+		Published: func(a volume.Attachment) {
+			h.Append(a.Volume, history.Entry{Kind: history.Published, Epoch: a.Epoch, Text: "to node " + string(a.Node)})
+		},
+		Staged: func(e detach.Entry, d engine.Device) {
+			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Attached, Epoch: d.Writer, Text: stagedText(e, d)})
+		},
+		Unclean: func(e detach.Entry, d engine.Device) {
+			m.Unclean()
+			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Unclean, Epoch: d.Writer, Text: uncleanText(e)})
+		},
+		Checked: func(e detach.Entry, c driver.Check) {
+			m.Checked(c.Verdict(), c.Report.Took)
+			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Checked, Epoch: c.Writer, Took: c.Report.Took, Text: checkText(e, c)})
+		},
+		Lost: func(a volume.Attachment, cause error) {
+			h.Append(a.Volume, history.Entry{Kind: history.Lost, Epoch: a.Epoch, Text: cause.Error()})
+		},
+	}
+}
+
+func stagedText(e detach.Entry, d engine.Device) string {
+	text := "raw block device " + d.Path
+	if e.Access == detach.Mount {
+		text = fmt.Sprintf("%s on %s", e.FSType, d.Path)
+	}
+	if e.ReadOnly {
+		text += ", read-only"
+	}
+	return text
+}
+
+func uncleanText(e detach.Entry) string {
+	const text = "its last writer died or was shut out before it had flushed; "
+	if e.Access == detach.Block {
+		return text + "what a raw block device holds is its workload's to check"
+	}
+	return text + e.FSType + " is checked before it is mounted"
+}
+
+func checkText(e detach.Entry, c driver.Check) string {
+	switch {
+	case c.Err != nil:
+		return fmt.Sprintf("%s could not be checked and is not mounted: %v", e.FSType, c.Err)
+	case !c.Report.Clean:
+		return fmt.Sprintf("%s is DAMAGED and is not mounted: %s", e.FSType, c.Report.Output)
+	case c.Report.Left != "":
+		return fmt.Sprintf("%s is consistent; before: %s", e.FSType, c.Report.Left)
+	}
+	return e.FSType + " is consistent"
+}
+
+func (t teller) mirror() mirror.Events {
+	return mirror.Events{
+		Replicas: t.metrics.Replicas,
+		Repaired: func(volume.ID) { t.metrics.Repaired() },
+		Scrubbed: t.metrics.Scrubbed,
+		Engine:   t.metrics.Engine,
+		Host:     t.host,
+	}
+}
+
+// host keeps what the host tells, which it does late and again after each start.
+func (t teller) host(v host.Event) {
+	if kind, ok := hostKinds[v.Kind]; ok {
+		t.history.AppendLate(v.Volume, history.Entry{Time: v.At, Kind: kind, Took: v.Pause, Text: hostText(v)})
+	}
+}
+
+// hostKinds are the events of the host that are kept. That a device is made and taken away goes with other entries.
+var hostKinds = map[host.Kind]history.Kind{
+	host.Died: history.EngineDied, host.TakenOver: history.TakenOver, host.GivenUp: history.Lost,
+	host.Upgraded: history.Upgraded, host.RolledBack: history.RolledBack,
+}
+
+func hostText(v host.Event) string {
+	text := ""
+	switch {
+	case v.From != "" && v.To != "":
+		text = "from version " + v.From + " to " + v.To
+	case v.From+v.To != "":
+		text = "version " + v.From + v.To
+	}
+	if v.Cause != "" {
+		text = strings.TrimPrefix(text+": "+v.Cause, ": ")
+	}
+	return text
 }

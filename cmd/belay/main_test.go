@@ -16,6 +16,7 @@ import (
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -28,6 +29,7 @@ type fakeServer struct {
 	receipts [][]byte
 	found    engine.Verification
 	report   detach.Report
+	history  history.History
 }
 
 func (f *fakeServer) Get(_ context.Context, id volume.ID) (engine.Volume, error) {
@@ -63,6 +65,8 @@ func (f *fakeServer) Override(_ context.Context, o detach.Override) error {
 	}
 	return nil
 }
+
+func (f *fakeServer) Read(context.Context, volume.ID) (history.History, error) { return f.history, nil }
 
 func (f *fakeServer) Why(context.Context, volume.ID) (detach.Report, error) { return f.report, nil }
 
@@ -108,7 +112,7 @@ func (f *fakeServer) serve(t *testing.T, book *receipt.Book) (socket string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	s := admin.NewServer(admin.Config{About: admin.About{Version: "v7", Node: "n1"}, Control: f, Gate: f, Book: book, Log: slog.New(slog.DiscardHandler)})
+	s := admin.NewServer(admin.Config{About: admin.About{Version: "v7", Node: "n1"}, Control: f, Gate: f, Book: book, History: f, Checking: func(volume.ID) string { return "" }, Log: slog.New(slog.DiscardHandler)})
 	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
@@ -314,6 +318,39 @@ func TestWhyAndUnknown(t *testing.T) {
 	}
 }
 
+func TestHistory(t *testing.T) {
+	f, book := newFake(t)
+	socket := f.serve(t, book)
+	if code, out, _ := belay(t, "history", "pvc-1", "--socket", socket); code != exitOK || !strings.Contains(out, "nothing is kept") {
+		t.Errorf("none: exit %d\n%s", code, out)
+	}
+	at := time.Date(2026, 10, 1, 12, 0, 0, 0, time.Local)
+	f.history = history.History{Volume: "pvc-1", Dropped: 7, Until: at, Damaged: 3, Entries: []history.Entry{
+		{Time: at, Kind: history.Created, Text: "1 GiB"}, {Time: at.Add(time.Hour), Kind: history.TakenOver, Epoch: 9, Took: 31 * time.Millisecond, Text: "version v2"},
+	}}
+	code, out, _ := belay(t, "history", "data of Ann", "--socket", socket)
+	want := `7 older entries made room, the newest of them of 2026-10-01 12:00:00
+3 bytes of it are damaged or unfinished, and left out
+TIME                 WHAT        EPOCH  TOOK  DETAILS
+2026-10-01 12:00:00  created     -      -     1 GiB
+2026-10-01 13:00:00  taken-over  9      31ms  version v2
+`
+	if code != exitOK || out != want {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	code, out, _ = belay(t, "history", "pvc-1", "--last", "1", "-o", "json", "--socket", socket)
+	var h history.History
+	if err := json.Unmarshal([]byte(out), &h); code != exitOK || err != nil || len(h.Entries) != 1 || h.Entries[0].Kind != history.TakenOver {
+		t.Errorf("exit %d %v\n%s", code, err, out)
+	}
+	if code, out, _ := belay(t, "why", "pvc-1", "--socket", socket); code != exitOK || !strings.Contains(out, "history    2026-10-01 13:00:00 taken-over (epoch 9) [31ms] version v2") {
+		t.Errorf("why: exit %d\n%s", code, out)
+	}
+	if code, _, errOut := belay(t, "history", "pvc-1", "--last", "-1", "--socket", socket); code != exitUsage || !strings.Contains(errOut, "--last") {
+		t.Errorf("exit %d %s", code, errOut)
+	}
+}
+
 func TestFence(t *testing.T) {
 	f, book := newFake(t)
 	socket := f.serve(t, book)
@@ -338,7 +375,7 @@ func TestVersionWithAndWithoutServer(t *testing.T) {
 func TestCompletionOffersVolumes(t *testing.T) {
 	f, book := newFake(t)
 	socket := f.serve(t, book)
-	for _, verb := range []string{"why", "receipts", "verify"} {
+	for _, verb := range []string{"why", "history", "receipts", "verify"} {
 		code, out, _ := belay(t, "__complete", verb, "--socket", socket, "pv")
 		if code != exitOK || !strings.HasPrefix(out, "pvc-1\t1 GiB, detached\n") {
 			t.Errorf("%s: exit %d %q", verb, code, out)

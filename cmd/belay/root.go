@@ -21,6 +21,7 @@ Exit codes: 0 done; 1 refused or failed; 2 the command line cannot be understood
 const rootExample = `  belay serve --store /srv/a --store /srv/b --store /srv/c    # three copies, best on three disks
   belay volumes
   belay why pvc-1a2b                    # what holds this volume, who said what, what to do next
+  belay history pvc-1a2b                # what became of it: engines that died, checks, receipts, and why
   belay receipts pvc-1a2b               # the signed proof of every finished detach
   belay verify pvc-1a2b                 # read everything again and compare with the newest receipt`
 
@@ -47,7 +48,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: "roles", Title: "Roles:"}, &cobra.Group{ID: "verbs", Title: "Questions to a running belay serve:"})
 	root.AddCommand(newServe(), newHost(), newEngine())
-	for _, verb := range []*cobra.Command{newVolumes(o), newWhy(o), newReceipts(o), newVerify(o)} {
+	for _, verb := range []*cobra.Command{newVolumes(o), newWhy(o), newHistory(o), newReceipts(o), newVerify(o)} {
 		verb.GroupID = "verbs"
 		addShared(verb, o)
 		root.AddCommand(verb)

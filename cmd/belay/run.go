@@ -16,6 +16,7 @@ import (
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/driver"
+	"github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror"
 	"github.com/belay-storage/belay/pkg/mount"
@@ -25,6 +26,9 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 	"github.com/belay-storage/belay/pkg/wire"
 )
+
+// closeWithin bounds what waits for disks at the end, all of which can be left to the next start.
+const closeWithin = 20 * time.Second
 
 // ownProgram is this very program as another process finds it.
 func ownProgram() string { return fmt.Sprintf("/proc/%d/exe", os.Getpid()) }
@@ -38,6 +42,8 @@ type service struct {
 	log     *slog.Logger
 	metrics *telemetry.Metrics
 	book    *receipt.Book
+	history *history.Book
+	tell    teller
 	host    *host.Client
 	keeping chan struct{} // closed when no host is looked after any more; nil before
 	unkeep  context.CancelFunc
@@ -83,7 +89,9 @@ func (s *service) startState(context.Context) error {
 		return err
 	}
 	s.book = receipt.NewBook(keys, time.Now)
-	return nil
+	s.history, err = history.Open(history.Config{FS: vfs.OS(), Dir: filepath.Join(s.config.State, "history"), Log: s.log})
+	s.tell = teller{s.metrics, s.history}
+	return err
 }
 
 // startHost finds the host of this machine, or starts one, and starts another where it dies. It outlives this process.
@@ -109,7 +117,7 @@ func (s *service) startHost(ctx context.Context) error {
 func (s *service) startEngine(ctx context.Context) error {
 	e, err := mirror.New(mirror.Config{
 		FS: vfs.OS(), Stores: s.config.Stores, State: s.config.State, Node: s.config.node, Overcommit: s.config.Overcommit,
-		Host: s.host, Executable: ownProgram(), Log: s.log, Events: mirrorEvents(s.metrics),
+		Host: s.host, Executable: ownProgram(), Log: s.log, Events: s.tell.mirror(),
 	})
 	if err != nil {
 		return err
@@ -127,7 +135,7 @@ func (s *service) startDetach(ctx context.Context) error {
 		return err
 	}
 	s.mounter = mount.New(mount.Config{Log: s.log})
-	events := detachEvents(s.metrics)
+	events := s.tell.detach()
 	s.agent, err = detach.NewAgent(detach.AgentConfig{
 		Node: s.config.node, Engine: s.engine, Control: s.engine, Journal: journal, Releaser: mount.NewReleaser(s.mounter),
 		Book: s.book, Log: s.log, Events: events, ForgottenAfter: s.config.ForgottenAfter,
@@ -157,7 +165,7 @@ func (s *service) agentOf(node volume.NodeID) (detach.AgentClient, error) {
 func (s *service) startDriver(context.Context) (err error) {
 	s.driver, err = driver.New(driver.Config{
 		Version: version, NodeID: s.config.node, Name: s.config.DriverName, Control: s.engine, Engine: s.engine,
-		Gate: s.gate, Agent: s.agent, Mounter: s.mounter, Log: s.log, Observe: s.metrics.Call,
+		Gate: s.gate, Agent: s.agent, Mounter: s.mounter, Log: s.log, Observe: s.metrics.Call, Events: s.tell.driver(),
 	})
 	return err
 }
@@ -199,7 +207,7 @@ func (s *service) adminServer() *wire.Server {
 			Version: version, Node: s.config.node, Driver: s.config.DriverName, Stores: s.config.Stores,
 			PID: os.Getpid(), Started: time.Now().UTC(),
 		},
-		Control: s.engine, Gate: s.gate, Book: s.book, Log: s.log,
+		Control: s.engine, Gate: s.gate, Book: s.book, History: s.history, Checking: s.driver.Checking, Log: s.log,
 	})
 }
 
@@ -214,6 +222,12 @@ func (s *service) close() error {
 			l.Close()
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	var errs []error
+	if s.driver != nil {
+		errs = append(errs, s.driver.Close(ctx))
+	}
 	if s.gate != nil {
 		s.gate.Close()
 	}
@@ -224,11 +238,13 @@ func (s *service) close() error {
 		s.unkeep()
 		<-s.keeping
 	}
-	if s.engine == nil {
-		return nil
+	if s.engine != nil {
+		if err := s.engine.Close(context.Background()); err != nil {
+			errs = append(errs, fmt.Errorf("closing the stores: %w", err))
+		}
 	}
-	if err := s.engine.Close(context.Background()); err != nil {
-		return fmt.Errorf("closing the stores: %w", err)
+	if s.history != nil {
+		errs = append(errs, s.history.Close(ctx)) // last: the others may still tell of something
 	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -7,7 +7,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const whyLong = `Say on one screen what holds a volume, who said what, what a detach would be answered now, and what to do next.
+const whyLong = `Say on one screen what holds a volume, who said what, what a detach would be answered now, what to do next, and what
+happened last.
 
 Nothing is changed by asking.`
 

@@ -1,4 +1,5 @@
-// Package admin is what operators can ask a running `belay serve`: its volumes, their receipts, a verification, and why a volume is held.
+// Package admin is what operators can ask a running `belay serve`: its volumes, their receipts and histories, a verification, and why a volume is
+// held.
 //
 // It is one small API over a local socket, asked by the command line and later by the console; it decides nothing itself, and passes an operator's
 // override on to the gate.
@@ -27,6 +28,7 @@ const (
 	methodWhy      = "why"
 	methodFence    = "fence"
 	methodUpgrade  = "upgrade"
+	methodHistory  = "history"
 )
 
 // Codes name the errors that keep their identity between server and client: those of the engine and of the gate.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -24,7 +25,19 @@ type fakeEngine struct {
 	receipts map[volume.ID][][]byte
 	verify   func(ctx context.Context, progress func(engine.Progress)) (engine.Verification, error)
 	err      error
+	history  history.History
+	readErr  error
+	check    string // under way
 }
+
+func (f *fakeEngine) Read(_ context.Context, id volume.ID) (history.History, error) {
+	if f.readErr != nil || id != f.history.Volume {
+		return history.History{Volume: id}, f.readErr
+	}
+	return f.history, nil
+}
+
+func (f *fakeEngine) checking(volume.ID) string { return f.check }
 
 func (f *fakeEngine) Get(_ context.Context, id volume.ID) (engine.Volume, error) {
 	for _, v := range f.volumes {
@@ -120,7 +133,9 @@ func serve(t *testing.T, e *fakeEngine, b Book, g Gate) *Client {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	s := NewServer(Config{About: About{Version: "v9", Node: "n1"}, Control: e, Gate: g, Book: b, Log: slog.New(slog.DiscardHandler)})
+	s := NewServer(Config{
+		About: About{Version: "v9", Node: "n1"}, Control: e, Gate: g, Book: b, History: e, Checking: e.checking, Log: slog.New(slog.DiscardHandler),
+	})
 	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
@@ -143,6 +158,45 @@ func TestAboutAndWhy(t *testing.T) {
 		if r, err := c.Why(t.Context(), name); err != nil || r.Next != "nothing for pvc-1" || r.Volume.Name != "data of Ann" {
 			t.Errorf("%s: %+v %v", name, r, err)
 		}
+	}
+}
+
+func TestHistory(t *testing.T) {
+	e, b := sealed(t)
+	c := serve(t, e, b, fakeGate(func(volume.ID) (detach.Report, error) {
+		return detach.Report{Volume: e.volumes[0], Next: "nothing"}, nil
+	}))
+	for n := range 10 {
+		e.history.Entries = append(e.history.Entries, history.Entry{Kind: history.Attached, Epoch: volume.Epoch(n), Text: fmt.Sprint("entry ", n)})
+	}
+	e.history.Volume, e.check = "pvc-1", "pass 2 of 5"
+	for _, name := range []string{"pvc-1", "data of Ann"} {
+		if h, err := c.History(t.Context(), name); err != nil || len(h.Entries) != 10 {
+			t.Errorf("%s: %+v, %v", name, h, err)
+		}
+	}
+	w, err := c.Why(t.Context(), "pvc-1")
+	text := w.Text()
+	if err != nil || w.Next != "nothing" || strings.Contains(text, "entry 3") || !strings.Contains(text, "entry 4") || !strings.Contains(text, "entry 9") || !strings.Contains(text, "pass 2 of 5") {
+		t.Errorf("why: %v\n%s", err, text)
+	}
+	e.readErr = errors.New("disk on fire")
+	if w, err = c.Why(t.Context(), "pvc-1"); err != nil || !strings.Contains(w.Text(), "disk on fire") {
+		t.Errorf("why without a history: %v\n%s", err, w.Text())
+	}
+	if _, err := c.History(t.Context(), "pvc-1"); err == nil || !strings.Contains(err.Error(), "disk on fire") {
+		t.Errorf("history: %v", err)
+	}
+	e.readErr, e.err = nil, fmt.Errorf("stores are away: %w", engine.ErrUnavailable)
+	if h, err := c.History(t.Context(), "pvc-1"); err != nil || len(h.Entries) != 10 {
+		t.Errorf("while stores are away: %+v, %v", h, err)
+	}
+	if _, err := c.History(t.Context(), "pvc-2"); !errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("of an unknown one while stores are away: %v", err)
+	}
+	e.err = nil
+	if _, err := c.History(t.Context(), "pvc-2"); !errors.Is(err, engine.ErrNotFound) {
+		t.Errorf("of an unknown one: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/wire"
 )
@@ -41,8 +42,13 @@ func (c *Client) Verify(ctx context.Context, volume string, progress func(engine
 }
 
 // Why tells what holds the volume, who said what, and what to do next.
-func (c *Client) Why(ctx context.Context, volume string) (detach.Report, error) {
-	return wire.Call[detach.Report, none](ctx, c.wire, methodWhy, named{volume}, nil)
+func (c *Client) Why(ctx context.Context, volume string) (Why, error) {
+	return wire.Call[Why, none](ctx, c.wire, methodWhy, named{volume}, nil)
+}
+
+// History tells what became of the volume, oldest first.
+func (c *Client) History(ctx context.Context, volume string) (history.History, error) {
+	return wire.Call[history.History, none](ctx, c.wire, methodHistory, named{volume}, nil)
 }
 
 // Fence overrides the gate: it shuts out every writer of the volume's open attachment, which epoch must name, alive or not, and

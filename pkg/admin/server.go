@@ -21,7 +21,10 @@ type Config struct {
 	Control Control
 	Gate    Gate
 	Book    Book
-	Log     *slog.Logger
+	History History
+	// Checking says how far the check of a volume's filesystem is, "" where none runs.
+	Checking func(volume.ID) string
+	Log      *slog.Logger
 }
 
 type server struct{ Config }
@@ -36,6 +39,7 @@ func NewServer(c Config) *wire.Server {
 	wire.Handle(w, methodWhy, s.why)
 	wire.Handle(w, methodFence, s.fence)
 	wire.Handle(w, methodUpgrade, s.upgrade)
+	wire.Handle(w, methodHistory, s.history)
 	return w
 }
 
@@ -155,14 +159,6 @@ func held(by []engine.Evidence, content engine.Digest, same Comparison) Comparis
 		}
 	}
 	return same
-}
-
-func (s server) why(ctx context.Context, n named, _ func(none)) (detach.Report, error) {
-	v, err := s.resolve(ctx, n.Volume)
-	if err != nil {
-		return detach.Report{}, err
-	}
-	return s.Gate.Why(ctx, v.ID)
 }
 
 func (s server) fence(ctx context.Context, f fencing, _ func(none)) (receipt.Receipt, error) {

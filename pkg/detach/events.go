@@ -16,7 +16,7 @@ type Events struct {
 	// BarrierProgress: how far it is.
 	BarrierProgress func(a volume.Attachment, p engine.Progress)
 	// ReceiptWritten: the receipt is in force.
-	ReceiptWritten func(a volume.Attachment, kind receipt.Kind)
+	ReceiptWritten func(a volume.Attachment, r receipt.Receipt)
 	// Fenced: every writer up to the attachment's is shut out.
 	Fenced func(a volume.Attachment, proof engine.FenceProof, reason string)
 	// Quarantined: copies disagree.
@@ -35,9 +35,9 @@ func (e Events) started(a volume.Attachment) {
 	}
 }
 
-func (e Events) receipt(a volume.Attachment, kind receipt.Kind) {
+func (e Events) receipt(a volume.Attachment, r receipt.Receipt) {
 	if e.ReceiptWritten != nil {
-		e.ReceiptWritten(a, kind)
+		e.ReceiptWritten(a, r)
 	}
 }
 

@@ -110,7 +110,7 @@ func (n notary) earn(ctx context.Context, a volume.Attachment, f receipt.Facts, 
 	}
 	n.log.Info("receipt in force", "volume", a.Volume, "node", a.Node, "epoch", a.Epoch, "writer", r.Writer, "kind", r.Kind,
 		"verified", int64(r.Verified), "repairs", r.RepairCount, "reason", r.Reason)
-	n.events.receipt(a, r.Kind)
+	n.events.receipt(a, r)
 	return nil
 }
 

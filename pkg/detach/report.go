@@ -86,6 +86,9 @@ func (r Report) Text() string {
 	v := r.Volume
 	line("volume", "%s", strings.TrimSpace(string(v.ID)+" "+bracket(v.Name)))
 	line("state", "%s%s, %v", v.State, because(v.Reason), v.Size)
+	if text := doubtText(v.Format); text != "" {
+		line("filesystem", "%s", text)
+	}
 	line("attached", "%s", r.attachedText())
 	r.nodeText(line)
 	for _, c := range v.Replicas {
@@ -98,6 +101,17 @@ func (r Report) Text() string {
 	line("detach", "%s: %s", r.Answer, r.Because)
 	line("next", "%s", r.Next)
 	return b.String()
+}
+
+// doubtText says what is held against the volume's filesystem, "" for nothing.
+func doubtText(f engine.Format) string {
+	switch f.Doubt {
+	case engine.Unchecked:
+		return f.FSType + ", not checked since a writer died or was shut out before it had flushed; the next stage checks it before it is mounted"
+	case engine.Damaged:
+		return f.FSType + ", DAMAGED: not mounted until somebody has repaired it; every stage checks it anew"
+	}
+	return ""
 }
 
 func (r Report) attachedText() string {

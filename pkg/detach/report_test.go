@@ -25,6 +25,10 @@ func TestWhy(t *testing.T) {
 		if r := why(w, Done, "attached   no"); !r.Detached || r.Receipts != 1 || r.Receipt.Kind != receipt.Clean {
 			t.Errorf("report %+v", r)
 		}
+		for doubt, word := range map[engine.Doubt]string{engine.Unchecked: "ext4, not checked", engine.Damaged: "ext4, DAMAGED"} {
+			w.must(w.mem.SetFormat(w.ctx(), vol, engine.Format{Stage: engine.Formatted, FSType: "ext4", Doubt: doubt}))
+			why(w, Done, "filesystem "+word)
+		}
 		w.mem.Down(w.mem.Replicas()[0])
 		w.mem.Down(w.mem.Replicas()[1])
 		if r := why(w, Unavailable, "cannot be told", "Unreachable", "bring the missing replicas back"); r.Detached {

@@ -375,7 +375,7 @@ func (e *events) callbacks() Events {
 		DetachRefused:   func(volume.ID, volume.NodeID, error) { e.add("refused") },
 		BarrierStarted:  func(volume.Attachment) { e.add("started") },
 		BarrierProgress: func(volume.Attachment, engine.Progress) { e.add("progress") },
-		ReceiptWritten:  func(_ volume.Attachment, kind receipt.Kind) { e.add("receipt %s", kind) },
+		ReceiptWritten:  func(_ volume.Attachment, r receipt.Receipt) { e.add("receipt %s", r.Kind) },
 		Fenced:          func(volume.Attachment, engine.FenceProof, string) { e.add("fenced") },
 		Quarantined:     func(volume.Attachment, string) { e.add("quarantined") },
 	}

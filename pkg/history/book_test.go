@@ -143,6 +143,18 @@ func TestToldLate(t *testing.T) {
 	}
 }
 
+func TestEntryInALine(t *testing.T) {
+	at := time.Date(2026, 10, 1, 12, 0, 0, 0, time.Local)
+	for want, e := range map[string]Entry{
+		"2026-10-01 12:00:00 taken-over (epoch 7) [31ms] by version v2": {Time: at, Kind: TakenOver, Epoch: 7, Took: 31400 * time.Microsecond, Text: "by version v2"},
+		"2026-10-01 12:00:00 checked [1m3.2s] ext4 is consistent":       {Time: at, Kind: Checked, Took: 63210 * time.Millisecond, Text: "ext4 is consistent"},
+	} {
+		if got := e.String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func TestTextIsOneBoundedLine(t *testing.T) {
 	b := open(t, newDisk(t))
 	b.Append(vol, Entry{Kind: "a\nb", Text: "two\nlines\x00\xff, " + strings.Repeat("ü", TextMax)})

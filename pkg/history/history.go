@@ -4,6 +4,7 @@
 package history
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -41,6 +42,29 @@ type Entry struct {
 	Epoch volume.Epoch  `json:"epoch,omitempty"`
 	Text  string        `json:"text,omitempty"` // for people, at most TextMax bytes
 	Took  time.Duration `json:"took,omitempty"` // in nanoseconds, where it is known and matters
+}
+
+// String is the entry in a line, at the reader's time.
+func (e Entry) String() string {
+	words := []string{e.Time.Local().Format(time.DateTime), string(e.Kind)}
+	if e.Epoch != 0 {
+		words = append(words, fmt.Sprintf("(epoch %d)", e.Epoch))
+	}
+	if e.Took != 0 {
+		words = append(words, "["+Took(e.Took)+"]")
+	}
+	return strings.Join(append(words, e.Text), " ")
+}
+
+// Took words a duration as exactly as people want it.
+func Took(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return d.Round(time.Microsecond).String()
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(100 * time.Millisecond).String()
 }
 
 // Limits of one volume's history. What is over them is dropped, oldest first, down to three quarters of each.

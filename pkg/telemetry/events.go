@@ -54,6 +54,14 @@ func (m *Metrics) Fenced() { m.fences.Inc() }
 // Quarantined notes that a volume was quarantined.
 func (m *Metrics) Quarantined() { m.quarantined.Inc() }
 
+// Unclean notes that a volume was staged whose last writer had not flushed.
+func (m *Metrics) Unclean() { m.unclean.Inc() }
+
+// Checked notes that a filesystem in doubt was checked, with the verdict, a short fixed word.
+func (m *Metrics) Checked(verdict string, took time.Duration) {
+	m.checks.WithLabelValues(verdict).Observe(took.Seconds())
+}
+
 // Repaired notes that a block of a replica was mended.
 func (m *Metrics) Repaired() { m.repaired.Inc() }
 

@@ -30,6 +30,8 @@ type Metrics struct {
 	inSync      *prometheus.GaugeVec
 	wanted      *prometheus.GaugeVec
 	scrubbed    *prometheus.CounterVec
+	unclean     prometheus.Counter
+	checks      *prometheus.HistogramVec
 
 	mu       sync.Mutex
 	barriers map[volume.ID]*barrier
@@ -55,6 +57,7 @@ func New(driver, version string) *Metrics {
 	m.makeCalls()
 	m.makeDetach()
 	m.makeEngine()
+	m.makeChecks()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "belay_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
@@ -101,6 +104,16 @@ func (m *Metrics) makeEngine() {
 	m.wanted = gauges("belay_replicas", "Replicas that an attached volume should have.")
 	m.scrubbed = counters("belay_scrubbed_bytes_total", "Bytes that the background verifier has read.", "volume")
 	m.registry.MustRegister(m.repaired, m.engineUp, m.inSync, m.wanted, m.scrubbed)
+}
+
+func (m *Metrics) makeChecks() {
+	m.unclean = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "belay_unclean_attaches_total", Help: "Volumes staged whose last writer had died or was shut out before it had flushed.",
+	})
+	m.checks = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "belay_filesystem_check_seconds", Help: "Duration of checks of filesystems in doubt, by verdict: clean, damaged, failed.", Buckets: callBuckets,
+	}, []string{"verdict"})
+	m.registry.MustRegister(m.unclean, m.checks)
 }
 
 func counters(name, help, label string) *prometheus.CounterVec {

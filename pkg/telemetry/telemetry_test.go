@@ -47,6 +47,8 @@ func TestMetricsSayWhatHappened(t *testing.T) {
 	m.Fenced()
 	m.Quarantined()
 	m.Repaired()
+	m.Unclean()
+	m.Checked("damaged", 30*time.Second)
 	m.Engine("a", true)
 	m.Replicas("a", 2, 3)
 	m.Scrubbed("a", 4096)
@@ -57,6 +59,7 @@ func TestMetricsSayWhatHappened(t *testing.T) {
 		`csi_plugin_operations_seconds_bucket{driver_name="csi.test",grpc_status_code="OK",method_name="/csi.v1.Node/NodeStageVolume",le="0.25"} 1`,
 		`belay_detach_refused_total{reason="held"} 2`,
 		`belay_fences_total 1`, `belay_quarantined_total 1`, `belay_repaired_blocks_total 1`,
+		`belay_unclean_attaches_total 1`, `belay_filesystem_check_seconds_count{verdict="damaged"} 1`, `belay_filesystem_check_seconds_sum{verdict="damaged"} 30`,
 		`belay_engine_up{volume="a"} 1`, `belay_replicas_in_sync{volume="a"} 2`, `belay_replicas{volume="a"} 3`,
 		`belay_scrubbed_bytes_total{volume="a"} 4096`, `belay_barriers_running 1`, `belay_barrier_seconds_count 0`,
 	})
