@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/engine/enginetest"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -147,6 +148,61 @@ func TestDeviceDiesAtTheBarrier(t *testing.T) {
 		w.must(w.unpublish())
 		// It had flushed before it died: nothing is lost, and the receipt may say so.
 		w.detached(receipt.Clean)
+		w.reads(0, 1)
+	})
+}
+
+// succeeded is a node whose engine process dies right after it was stopped, the first times, and is followed by another.
+type succeeded struct {
+	engine.Node
+	mem   *enginetest.Memory
+	times int
+}
+
+func (n *succeeded) Barrier(ctx context.Context, a volume.Attachment) error {
+	err := n.Node.Barrier(ctx, a)
+	if err == nil && n.times > 0 {
+		n.times--
+		n.mem.Succeed(a.Volume)
+	}
+	return err
+}
+
+// TestEngineDiesBehindTheBarrier: the engine that was stopped dies, and the next one serves the device. It is stopped, too, and
+// nobody is shut out for it.
+func TestEngineDiesBehindTheBarrier(t *testing.T) {
+	for _, c := range []struct{ times, calls int }{{1, 1}, {proofTries - 1, 1}, {proofTries, 2}, {2*proofTries + 1, 3}} {
+		inWorld(t, func(w *world) {
+			w.use()
+			w.agent.Close()
+			w.gate.Close()
+			w.start(w.mem, &succeeded{w.mem.On(nodeA), w.mem, c.times}, w.kernel, w.disk)
+			for range c.calls - 1 {
+				w.refused(w.agent.Unstage(w.ctx(), vol, staging), ErrInProgress, "ask again")
+			}
+			w.must(w.agent.Unstage(w.ctx(), vol, staging))
+			w.must(w.unpublish())
+			w.detached(receipt.Clean)
+			if w.said.has("fenced") {
+				t.Error("shut out, although the device was alive")
+			}
+			w.clear()
+			w.reads(0, 1)
+		})
+	}
+}
+
+// TestEngineDiesWhileItTestifies is the same in the middle of the evidence.
+func TestEngineDiesWhileItTestifies(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.use()
+		w.faults = sync.OnceFunc(func() { w.mem.Succeed(vol) })
+		w.must(w.agent.Unstage(w.ctx(), vol, staging))
+		w.must(w.unpublish())
+		w.detached(receipt.Clean)
+		if w.said.has("fenced") {
+			t.Error("shut out, although the device was alive")
+		}
 		w.reads(0, 1)
 	})
 }

@@ -251,14 +251,18 @@ func (a *Agent) prove(ctx context.Context, e Entry, state DeviceState, report fu
 		}
 		a.c.Events.started(e.Attachment)
 		err = a.earn(ctx, e, &state, s.volume.Name, a.c.Events.reporting(e.Attachment, report))
-		if !errors.Is(err, engine.ErrStaleEpoch) {
+		if !errors.Is(err, engine.ErrStaleEpoch) && !errors.Is(err, errSucceeded) {
 			return err
 		}
 	}
-	return fmt.Errorf("%w: %v: its replicas keep changing; ask again", ErrInProgress, e.Attachment)
+	return fmt.Errorf("%w: %v: its replicas or its writers keep changing; ask again", ErrInProgress, e.Attachment)
 }
 
-// earn stops the writer, or shuts it out where its device is gone, and earns the receipt.
+// errSucceeded: the writer that was stopped has died, and another one serves the device, which lives: that one must be stopped, too.
+var errSucceeded = errors.New("another writer has taken the place of the one that was stopped")
+
+// earn stops the writer, or shuts it out where its device is gone, and earns the receipt. errSucceeded where the writer has changed
+// meanwhile.
 func (a *Agent) earn(ctx context.Context, e Entry, state *DeviceState, name string, report func(engine.Progress)) error {
 	facts := receipt.Facts{Name: name, Unflushed: e.Unflushed}
 	if *state == DeviceAlive {
@@ -267,16 +271,34 @@ func (a *Agent) earn(ctx context.Context, e Entry, state *DeviceState, name stri
 		if err == nil {
 			err = a.notary.earn(ctx, e.Attachment, facts, report)
 		}
-		if !errors.Is(err, engine.ErrDeviceLost) && !errors.Is(err, engine.ErrNotStopped) {
+		if *state, err = a.after(ctx, e.Attachment, err); *state == DeviceAlive {
 			return err
 		}
-		*state = DeviceLost
 	}
 	facts.Reason = fmt.Sprintf("the device of %v is %s", e.Attachment, *state)
 	if err := a.notary.fence(ctx, e.Attachment, true, facts.Reason); err != nil {
 		return err
 	}
 	return a.notary.earn(ctx, e.Attachment, facts, report)
+}
+
+// after says what has become of the device whose writer could not be stopped, or was not stopped any more. Only a writer that is gone
+// together with its device is to be shut out; every other error is the caller's.
+func (a *Agent) after(ctx context.Context, at volume.Attachment, err error) (DeviceState, error) {
+	switch {
+	case errors.Is(err, engine.ErrDeviceLost):
+		return DeviceLost, err
+	case !errors.Is(err, engine.ErrNotStopped):
+		return DeviceAlive, err
+	}
+	_, state, unknown := a.device(ctx, at.Volume)
+	switch state {
+	case DeviceAlive:
+		return state, fmt.Errorf("%v: %w: %w", at, errSucceeded, err)
+	case DeviceUnknown:
+		return DeviceAlive, errors.Join(err, unknown) // nobody is shut out on a guess
+	}
+	return state, err
 }
 
 // Resume continues what the last process left unfinished, without waiting for it, and logs what else it finds: call

@@ -17,6 +17,28 @@ func (m *Memory) Kill(id volume.ID) {
 	}
 }
 
+// Succeed ends the volume's writer and has the next one take its device over, as where an engine process dies beneath a device that
+// outlives it: the guest goes on under a newer epoch, and nobody has stopped the writer of that.
+func (m *Memory) Succeed(id volume.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v, r, err := m.current(id)
+	if err != nil || v.writer == nil || v.writer.dead {
+		panic(fmt.Sprintf("enginetest: volume %s has no writer to succeed: %v", id, err))
+	}
+	before := v.writer
+	s, r, err := m.take(v, r, before.at)
+	if err != nil {
+		panic(fmt.Sprintf("enginetest: volume %s: %v", id, err))
+	}
+	s.unclean = before.unclean
+	r.staged, r.sealed, r.clean, r.writer = true, false, false, r.epoch
+	if _, err := m.commit(v, r); err != nil {
+		panic(fmt.Sprintf("enginetest: volume %s: %v", id, err))
+	}
+	v.writer = s
+}
+
 // Forget is the machine's restart: no device of the volume is left.
 func (m *Memory) Forget(id volume.ID) {
 	m.mu.Lock()
