@@ -14,6 +14,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/engine"
+	hist "github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/tests/orchestrator"
 )
@@ -48,6 +49,8 @@ var operations = []operation{
 	{name: "NodeStageVolume, first", window: 400 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
 	{name: "NodeStageVolume, first, xfs", fstype: "xfs", window: 600 * time.Millisecond, before: published, call: staging, after: worksThenLeaves},
 	{name: "NodeStageVolume, with data", window: 200 * time.Millisecond, before: publishedWithData, call: staging, after: worksThenLeaves},
+	{name: "NodeStageVolume, in doubt", window: 300 * time.Millisecond, before: inDoubt, call: staging, after: isChecked},
+	{name: "NodeStageVolume, in doubt, xfs", fstype: "xfs", window: 500 * time.Millisecond, before: inDoubt, call: staging, after: isChecked},
 	{name: "NodePublishVolume", window: 50 * time.Millisecond, before: staged, after: worksThenLeaves,
 		call: func(v *victim) func(context.Context) error { return v.Publish }},
 	{name: "NodeUnpublishVolume", window: 50 * time.Millisecond, before: used, after: leaves,
@@ -179,6 +182,15 @@ func orphaned(v *victim) {
 	v.doubt = true
 }
 
+// inDoubt is published, and its last writer died: the filesystem has to be checked before it is mounted.
+func inDoubt(v *victim) {
+	orphaned(v)
+	v.do("unstage", v.Unstage)
+	v.do("controller-unpublish", v.ControllerUnpublish)
+	v.do("controller-publish", v.ControllerPublish)
+	v.doubt = false
+}
+
 func unstaged(v *victim) {
 	unpublished(v)
 	v.do("unstage", v.Unstage)
@@ -231,6 +243,18 @@ func isMade(v *victim) {
 	if state := v.volume(v.Volume); state.State != engine.Healthy || len(state.Replicas) != len(v.Stores) {
 		v.Fatalf("volume %s is %s (%s) with %d replicas", v.ID, state.State, state.Reason, len(state.Replicas))
 	}
+}
+
+// isChecked is what must hold where a filesystem was in doubt and is staged: somebody has looked, and found what was synced.
+func isChecked(v *victim) {
+	v.Helper()
+	if d := v.volume(v.Volume).Format.Doubt; d != engine.NoDoubt {
+		v.Fatalf("volume %s is staged and its filesystem %s", v.ID, d)
+	}
+	v.tells(v.Volume, 0, hist.Detached, hist.Checked)
+	v.eventually("publish", v.Publish)
+	v.must("what was synced", v.intact())
+	worksThenLeaves(v)
 }
 
 // worksThenLeaves puts the volume to use, as far as it is not, and then lets go of it.
@@ -325,6 +349,12 @@ func isGone(v *victim) {
 			v.Fatalf("volume %s is still listed, as %s (%s)", v.ID, one.State, one.Reason)
 		}
 	}
+	v.do("removal of its history", func(ctx context.Context) error {
+		return orchestrator.Until(ctx, "it", func() (bool, error) {
+			names, err := filepath.Glob(filepath.Join(v.State(), "history", v.ID+".*"))
+			return len(names) == 0, err
+		})
+	})
 	for _, s := range v.Stores {
 		if _, err := os.Stat(filepath.Join(s, "volumes", v.ID)); !errors.Is(err, os.ErrNotExist) {
 			v.Fatalf("store %s has a replica of %s still (%v)", s, v.ID, err)
