@@ -13,7 +13,8 @@ import (
 // filesystem that is found consistent the mark of earlier errors is taken away. Nothing is ever repaired: what is not clean is
 // reported and left as it is.
 //
-// The replay is the kernel's own. e2fsck -p goes over a journal that it cannot read: it drops what was synced with it, and calls the rest clean.
+// The replay is the kernel's own, which leaves a journal alone that it cannot read. e2fsck -p makes a new one: what was synced and is in the
+// journal only is gone then, and the next check finds nothing.
 //
 // *BusyError where the device is mounted. An error says that it could not be examined. progress may be nil.
 func (m *Mounter) Examine(ctx context.Context, fsType, device, path string, progress func(string)) (Report, error) {
