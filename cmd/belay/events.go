@@ -53,6 +53,9 @@ func (t teller) detach() detach.Events {
 		},
 		ReceiptWritten: func(a volume.Attachment, r receipt.Receipt) {
 			m.Receipt(a.Volume, string(r.Kind))
+			if s := r.Salvaged; s != nil {
+				h.Append(a.Volume, history.Entry{Kind: history.Salvaged, Epoch: s.Epoch, Text: salvageText(*s)})
+			}
 			h.Append(a.Volume, history.Entry{Kind: history.Detached, Epoch: r.Writer, Text: receiptText(r)})
 		},
 		Fenced: func(a volume.Attachment, p engine.FenceProof, reason string) {
@@ -80,7 +83,15 @@ func receiptText(r receipt.Receipt) string {
 	if r.Reason != "" {
 		text += ": " + r.Reason
 	}
-	return text + by(r.Actor)
+	return strings.TrimSpace(text + " " + by(r.Actor))
+}
+
+func salvageText(s engine.Salvaged) string {
+	text := fmt.Sprintf("by an operator's decision it is what replica %s held, configuration %s; the newest seen was %s", replicaName(s.From, s.Place), s.Configuration, s.Newest)
+	if s.LostBlocks > 0 {
+		text += "; " + plural(s.LostBlocks, "block") + " lost"
+	}
+	return text
 }
 
 func (t teller) driver() driver.Events {

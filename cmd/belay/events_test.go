@@ -63,6 +63,10 @@ func TestEventsMakeTheHistory(t *testing.T) {
 		Kind: receipt.Fenced, Writer: 8, Replicas: 3, Verified: volume.MiB, RepairCount: 2, Reason: "its device is lost",
 		Evidence: []receipt.Replica{{State: engine.InSync}, {State: engine.InSync}, {State: engine.Stale}},
 	})
+	g.ReceiptWritten(a, receipt.Receipt{
+		Kind: receipt.Forced, Writer: 9, Replicas: 1, Reason: "ticket 4711", Actor: "Ann",
+		Salvaged: &engine.Salvaged{Epoch: 9, From: "r1", Place: "/srv/a", Configuration: "5.1", Newest: "6.2", LostBlocks: 3},
+	})
 	d.Unclean(raw, dev)
 	d.Staged(raw, dev)
 	d.Checked(mounted, driver.Check{Writer: 9, Report: mount.Report{Output: "inode 12 is gone"}})
@@ -92,6 +96,8 @@ func TestEventsMakeTheHistory(t *testing.T) {
 		"device-lost (epoch 2) device lost: /dev/loop7",
 		"fenced (epoch 2) every writer before epoch 8 is shut out: its device is lost",
 		"detached (epoch 8) fenced receipt: 2 of 3 replicas in sync, 1 MiB read back, 2 ranges mended: its device is lost",
+		"salvaged (epoch 9) by an operator's decision it is what replica r1 at /srv/a held, configuration 5.1; the newest seen was 6.2; 3 blocks lost",
+		"detached (epoch 9) forced receipt: 0 of 1 replicas in sync, 0 B read back: ticket 4711 (by Ann)",
 		"attached-unclean (epoch 3) its last writer died or was shut out before it had flushed; what a raw block device holds is its workload's to check",
 		"attached (epoch 3) raw block device /dev/loop7, read-only",
 		"checked (epoch 9) ext4 is DAMAGED and is not mounted: inode 12 is gone",

@@ -197,6 +197,10 @@ func TestVolumes(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &all); code != exitOK || err != nil || len(all) != 1 || all[0].Receipt.Writer != 3 {
 		t.Errorf("exit %d, %v, %s", code, err, out)
 	}
+	f.volumes[0].Format = engine.Format{Stage: engine.Formatted, FSType: "ext4", Doubt: engine.Damaged}
+	if _, out, _ := belay(t, "volumes", "--socket", socket); !strings.Contains(out, "pvc-1: its ext4 is damaged") {
+		t.Errorf("damaged:\n%s", out)
+	}
 	f.volumes = nil
 	if _, out, _ := belay(t, "volumes", "--socket", socket); out != "no volumes\n" {
 		t.Errorf("none: %q", out)

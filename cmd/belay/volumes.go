@@ -55,7 +55,7 @@ func printVolumes(w io.Writer, all []admin.Volume) error {
 
 func printReasons(w io.Writer, all []admin.Volume) error {
 	for _, v := range all {
-		for _, reason := range []string{v.Reason, v.ReceiptError} {
+		for _, reason := range []string{v.Reason, v.ReceiptError, damage(v.Format)} {
 			if reason == "" {
 				continue
 			}
@@ -65,6 +65,14 @@ func printReasons(w io.Writer, all []admin.Volume) error {
 		}
 	}
 	return nil
+}
+
+// damage says that a volume cannot be mounted for its filesystem.
+func damage(f engine.Format) string {
+	if f.Doubt != engine.Damaged {
+		return ""
+	}
+	return "its " + f.FSType + " is damaged and is not mounted until somebody has repaired it; `belay history` has what was found"
 }
 
 func orDash(s string) string {
