@@ -68,6 +68,15 @@ func (f *fakeServer) Override(_ context.Context, o detach.Override) error {
 
 func (f *fakeServer) Read(context.Context, volume.ID) (history.History, error) { return f.history, nil }
 
+// SalvagePlan is of an engine that does not state the capability; see salvage_test.go for one that does.
+func (f *fakeServer) SalvagePlan(context.Context, volume.ID, bool, func(engine.Progress)) (engine.SalvagePlan, error) {
+	return engine.SalvagePlan{}, engine.ErrUnsupported
+}
+
+func (f *fakeServer) Salvage(context.Context, detach.Salvage, func(engine.Progress)) (receipt.Receipt, error) {
+	return receipt.Receipt{}, engine.ErrUnsupported
+}
+
 func (f *fakeServer) Why(context.Context, volume.ID) (detach.Report, error) { return f.report, nil }
 
 var digest = engine.Digest{Algorithm: "test", Scope: "full", Bytes: volume.GiB, Sum: engine.HexBytes("the content of it")}
@@ -154,6 +163,10 @@ func TestExitCodesOfUsage(t *testing.T) {
 		{"fence a", exitUsage, "--epoch"},
 		{"fence a --epoch 3", exitUsage, "--reason"},
 		{"fence a --epoch x --reason y", exitUsage, "epoch"},
+		{"salvage", exitUsage, "name one volume"},
+		{"salvage a --from /srv/a", exitUsage, "--reason"},
+		{"salvage a --reason because", exitUsage, "--from"},
+		{"salvage a --yes", exitUsage, "--from"},
 		{"serve", exitUsage, "--store"},
 		{"serve extra", exitUsage, "extra"},
 		{"volumes --socket " + none, exitFailed, "belay serve is not running"},

@@ -95,6 +95,9 @@ func writeReceipt(b *strings.Builder, r receipt.Receipt) {
 	if r.UnresolvedCount > 0 {
 		line("LOST", "%s for which no copy could win", plural(r.UnresolvedCount, "range"))
 	}
+	if r.Salvaged != nil {
+		line("SALVAGED", "%s", salvagedText(*r.Salvaged))
+	}
 	if r.Reason != "" {
 		line("reason", "%s", strings.TrimSpace(r.Reason+" "+by(r.Actor)))
 	}

@@ -23,7 +23,8 @@ const rootExample = `  belay serve --store /srv/a --store /srv/b --store /srv/c 
   belay why pvc-1a2b                    # what holds this volume, who said what, what to do next
   belay history pvc-1a2b                # what became of it: engines that died, checks, receipts, and why
   belay receipts pvc-1a2b               # the signed proof of every finished detach
-  belay verify pvc-1a2b                 # read everything again and compare with the newest receipt`
+  belay verify pvc-1a2b                 # read everything again and compare with the newest receipt
+  belay salvage pvc-1a2b                # what each store holds, and what may be decided where it does not come up`
 
 // Forms of output.
 const (
@@ -53,7 +54,7 @@ func newRoot() *cobra.Command {
 		addShared(verb, o)
 		root.AddCommand(verb)
 	}
-	for _, other := range []*cobra.Command{newFence(o), newUpgrade(o), newVersion(o)} {
+	for _, other := range []*cobra.Command{newFence(o), newSalvage(o), newUpgrade(o), newVersion(o)} {
 		addShared(other, o)
 		root.AddCommand(other)
 	}

@@ -29,7 +29,7 @@ func newVerify(o *options) *cobra.Command {
 		Example: "  belay verify pvc-1a2b\n  belay verify pvc-1a2b -o json > found.json || echo \"exit $?\"",
 		Args:    oneVolume, ValidArgsFunction: o.completeVolume,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			show := newShow(cmd.ErrOrStderr(), args[0])
+			show := newShow(cmd.ErrOrStderr(), "verify "+args[0])
 			v, err := o.client().Verify(cmd.Context(), args[0], show.progress)
 			show.end()
 			if err != nil {
@@ -50,17 +50,17 @@ func newVerify(o *options) *cobra.Command {
 
 // show tells a person how far the reading is: a bar on a terminal, a line every tenth elsewhere.
 type show struct {
-	w      io.Writer
-	volume string
-	bar    *progressbar.ProgressBar
-	tenth  int64
+	w     io.Writer
+	what  string
+	bar   *progressbar.ProgressBar
+	tenth int64
 }
 
-func newShow(w io.Writer, volume string) *show {
-	s := &show{w: w, volume: volume, tenth: -1}
+func newShow(w io.Writer, what string) *show {
+	s := &show{w: w, what: what, tenth: -1}
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		s.bar = progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionShowBytes(true),
-			progressbar.OptionSetDescription("verify "+volume), progressbar.OptionThrottle(100*time.Millisecond),
+			progressbar.OptionSetDescription(what), progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth(), progressbar.OptionSetPredictTime(true))
 	}
 	return s
@@ -75,7 +75,7 @@ func (s *show) progress(p engine.Progress) {
 	tenth := int64(p.Done) * 10 / max(int64(p.Total), 1)
 	if tenth != s.tenth {
 		s.tenth = tenth
-		fmt.Fprintf(s.w, "verify %s: %s of %s\n", s.volume, p.Done, p.Total)
+		fmt.Fprintf(s.w, "%s: %s of %s\n", s.what, p.Done, p.Total)
 	}
 }
 

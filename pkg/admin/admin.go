@@ -114,6 +114,7 @@ type Control interface {
 	List(ctx context.Context) ([]engine.Volume, error)
 	Receipts(ctx context.Context, id volume.ID) ([][]byte, error)
 	Verify(ctx context.Context, id volume.ID, progress func(engine.Progress)) (engine.Verification, error)
+	SalvagePlan(ctx context.Context, id volume.ID, read bool, progress func(engine.Progress)) (engine.SalvagePlan, error)
 	Upgrade(ctx context.Context, id volume.ID, binary string, progress func(engine.Progress)) (engine.Upgrade, error)
 }
 
@@ -121,6 +122,7 @@ type Control interface {
 type Gate interface {
 	Why(ctx context.Context, id volume.ID) (detach.Report, error)
 	Override(ctx context.Context, o detach.Override) error
+	Salvage(ctx context.Context, o detach.Salvage, progress func(engine.Progress)) (receipt.Receipt, error)
 }
 
 // Book is what is asked of the receipt book.

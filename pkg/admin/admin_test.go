@@ -63,6 +63,19 @@ func (f *fakeEngine) Upgrade(_ context.Context, id volume.ID, binary string, pro
 	return engine.Upgrade{Volume: id, To: binary}, f.err
 }
 
+// SalvagePlan knows the first volume, from which nobody needs to be saved; its newest receipt is there.
+func (f *fakeEngine) SalvagePlan(_ context.Context, id volume.ID, read bool, progress func(engine.Progress)) (engine.SalvagePlan, error) {
+	if id != f.volumes[0].ID {
+		return engine.SalvagePlan{}, fmt.Errorf("volume %s: %w", id, engine.ErrNotFound)
+	}
+	p := engine.SalvagePlan{Volume: id, Outlook: engine.OutlookComesUp, Receipt: f.receipts[id][1]}
+	if read {
+		progress(engine.Progress{Phase: "read", Done: volume.GiB, Total: volume.GiB})
+		p.Read = volume.GiB
+	}
+	return p, f.err
+}
+
 type fakeGate func(id volume.ID) (detach.Report, error)
 
 func (g fakeGate) Why(_ context.Context, id volume.ID) (detach.Report, error) { return g(id) }
@@ -73,6 +86,15 @@ func (g fakeGate) Override(_ context.Context, o detach.Override) error {
 		return fmt.Errorf("%w: %+v", detach.ErrOverride, o)
 	}
 	return nil
+}
+
+// Salvage is refused where the rules suffice.
+func (g fakeGate) Salvage(_ context.Context, o detach.Salvage, progress func(engine.Progress)) (receipt.Receipt, error) {
+	if o != (detach.Salvage{Volume: "pvc-1", From: "a", Reason: "it burns", Actor: "ann", Kill: true}) {
+		return receipt.Receipt{}, fmt.Errorf("%w: %+v", engine.ErrNotNeeded, o)
+	}
+	progress(engine.Progress{Phase: "settle", Done: 1, Total: 1})
+	return receipt.Receipt{Kind: receipt.Forced, Salvaged: &engine.Salvaged{From: o.From}}, nil
 }
 
 var sum = engine.Digest{Algorithm: "test", Scope: "full", Bytes: volume.GiB, Sum: engine.HexBytes("content")}

@@ -40,6 +40,7 @@ func NewServer(c Config) *wire.Server {
 	wire.Handle(w, methodFence, s.fence)
 	wire.Handle(w, methodUpgrade, s.upgrade)
 	wire.Handle(w, methodHistory, s.history)
+	s.handleSalvage(w)
 	return w
 }
 

@@ -101,6 +101,12 @@ func (n notary) earn(ctx context.Context, a volume.Attachment, f receipt.Facts, 
 			return err
 		}
 	}
+	return n.tell(ctx, b, f)
+}
+
+// tell signs what the barrier says and puts it in force.
+func (n notary) tell(ctx context.Context, b engine.Barrier, f receipt.Facts) error {
+	a := b.Attachment
 	raw, r, err := n.book.Sign(b, f)
 	if err != nil {
 		return err

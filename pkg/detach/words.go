@@ -45,11 +45,11 @@ func fenceUntraced(f Facts) Decision {
 }
 
 func tooFew(f Facts) Decision {
-	return Decision{Action: Unavailable, Because: f.Unavailable, Next: "bring the missing replicas back; nothing was touched and nothing is lost"}
+	return Decision{Action: Unavailable, Because: f.Unavailable, Next: fmt.Sprintf("bring the missing replicas back; nothing was touched and nothing is lost. belay salvage %s shows what each store holds", f.Volume)}
 }
 
 func quarantined(f Facts) Decision {
-	return Decision{Action: Quarantined, Because: f.Quarantined, Next: escape(f, "look at the copies, bring the right one back, or let go of it")}
+	return Decision{Action: Quarantined, Because: f.Quarantined, Next: escape(f, fmt.Sprintf("look at the copies (belay salvage %s), bring the right one back, or let go of it", f.Volume))}
 }
 
 func badReceipt(f Facts) Decision {
