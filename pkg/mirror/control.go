@@ -195,6 +195,9 @@ func (e *Engine) Publish(ctx context.Context, id volume.ID, node volume.NodeID, 
 	if v.State == engine.Quarantined {
 		return volume.Attachment{}, fmt.Errorf("%w: volume %s: %s", engine.ErrQuarantined, id, v.Reason)
 	}
+	if err := e.refill(ctx, id); err != nil {
+		e.Log.Warn("salvaged volume gets no new replicas", "volume", id, "cause", err)
+	}
 	s, err := e.open(ctx, id, ForControl, 0)
 	if err != nil {
 		return volume.Attachment{}, err

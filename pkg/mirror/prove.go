@@ -182,21 +182,7 @@ func (e *Engine) Receipts(_ context.Context, id volume.ID) ([][]byte, error) {
 	if err != nil {
 		return nil, e.maybeAway(err)
 	}
-	all := map[[32]byte]linked{}
-	for _, p := range f.peeks {
-		if p.err != nil {
-			continue
-		}
-		receipts, err := p.dir.Receipts(id)
-		if err != nil {
-			e.Log.Warn("receipts cannot be read", "volume", id, "store", p.dir.Path(), "cause", err)
-		}
-		for _, r := range receipts {
-			if l, ok := unlink(r.Bytes); ok {
-				all[sha256.Sum256(l.receipt)] = l
-			}
-		}
-	}
+	all, _ := keptIn(id, dirsOf(f.peeks), e.Log)
 	return chain(all, c.Head, id)
 }
 

@@ -219,7 +219,7 @@ func (s *salvage) fillUp(replicas []*replica) []*replica {
 		if !errors.Is(p.err, store.ErrNotFound) {
 			continue
 		}
-		r, err := s.makeEmpty(p.dir)
+		r, err := makeEmpty(p.dir, s.super, s.look.config, s.holder)
 		if err != nil {
 			s.log.Warn("replica cannot be made for the salvage", "volume", s.id, "store", p.dir.Path(), "cause", err)
 			continue
@@ -228,21 +228,4 @@ func (s *salvage) fillUp(replicas []*replica) []*replica {
 		replicas = append(replicas, r)
 	}
 	return replicas
-}
-
-func (s *salvage) makeEmpty(d *store.Dir) (*replica, error) {
-	sb := s.super
-	incarnation, err := store.NewUUID()
-	if err != nil {
-		return nil, err
-	}
-	sb.Store, sb.Incarnation = d.ID(), incarnation
-	if err := d.Create(sb, s.look.config); err != nil {
-		return nil, err
-	}
-	opened, err := d.Open(s.id, s.holder)
-	if err != nil {
-		return nil, err
-	}
-	return &replica{Replica: opened, dir: d}, nil
 }

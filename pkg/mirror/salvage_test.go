@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/belay-storage/belay/pkg/device"
@@ -575,4 +577,115 @@ func TestChainThatLeadsBackToItself(t *testing.T) {
 	if got, err := chain(all, a, testID); !errors.Is(err, engine.ErrUnavailable) {
 		t.Fatalf("%d receipts, %v", len(got), err)
 	}
+}
+
+// TestSalvageWhereTheOthersLostTheirs: the stores of two replicas are there, without them. To the rules the volume does not exist.
+func TestSalvageWhereTheOthersLostTheirs(t *testing.T) {
+	y := newYard(t, 3)
+	y.create()
+	a := y.publish()
+	y.write(a, 1, 1<<20, 0)
+	for i := 1; i < 3; i++ {
+		y.must(errors.Join(y.mem.RemoveAll(y.path(i)+"/volumes/vol"), y.mem.SyncDir(y.path(i)+"/volumes")))
+	}
+	if _, err := y.engine.Get(t.Context(), testID); !errors.Is(err, engine.ErrNotFound) {
+		t.Fatalf("get: %v", err)
+	}
+	p := y.plan(false)
+	y.outlook(p, engine.OutlookStuck)
+	if len(p.Choices) != 1 || !strings.Contains(p.Because, "has no replica of it any more") {
+		t.Errorf("plan %+v", p)
+	}
+	y.salvage(0, "forced")
+	s := y.attach(a)
+	mustRead(t, s, pattern(1, 1<<20), 0)
+	s.bringBack(s.background.ctx)
+	agreeing(t, y.leave(s, a, "receipt 2"), 3)
+}
+
+// TestSalvageWhereNobodyHasWhatWasSealed: the sums of all replicas are wrong in the same way. Everything is read, and the sums are made anew.
+func TestSalvageWhereNobodyHasWhatWasSealed(t *testing.T) {
+	y := newYard(t, 3)
+	y.create()
+	a := y.publish()
+	s := y.attach(a)
+	mustWrite(t, s, pattern(1, 1<<20), 0)
+	b := y.leave(s, a, "receipt 1")
+	for i := range 3 {
+		y.spoil(y.path(i)+"/volumes/vol/regions", 3)
+	}
+	if _, err := y.engine.open(t.Context(), testID, ForDevice, 0); !errors.Is(err, engine.ErrQuarantined) {
+		t.Fatalf("attach: %v", err)
+	}
+	p := y.plan(false)
+	y.outlook(p, engine.OutlookStuck)
+	if c := y.copy(p, 1); c.AsReceipt {
+		t.Errorf("copy %+v", c)
+	}
+	after := y.salvage(1, "forced")
+	if len(after.Unresolved) != 0 || !after.Expected.Equal(b.Expected) {
+		t.Errorf("barrier %+v, sealed was %+v", after, b.Expected)
+	}
+	s = y.attach(y.publish())
+	mustRead(t, s, pattern(1, 1<<20), 0)
+}
+
+// TestSalvageGivesUpADevice: of a volume that stands still because its majority is gone, and only where a person allows it.
+func TestSalvageGivesUpADevice(t *testing.T) {
+	r := newRig(t)
+	a, d := r.create("still")
+	f, err := os.OpenFile(d.Path, os.O_RDWR|syscall.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(pattern(1, 64<<10), 0); err != nil {
+		t.Fatal(err)
+	}
+	replicas := mustGet(t, r.engine, "still").Replicas
+	r.move(t, replicas[1].ID, "", ".away")
+	r.move(t, replicas[2].ID, "", ".away")
+	p, err := r.engine.SalvagePlan(t.Context(), "still", false, nil)
+	if err != nil || p.Outlook != engine.OutlookInUse || len(p.Choices) != 1 {
+		t.Fatalf("plan %+v, %v", p, err)
+	}
+	o := engine.SalvageOrder{From: replicas[0].ID, Reason: "test"}
+	if _, err := r.engine.Salvage(t.Context(), "still", o, nil); !errors.Is(err, engine.ErrAttached) {
+		t.Fatalf("salvage of an attached volume: %v", err)
+	}
+	o.Kill = true
+	b, err := r.engine.Salvage(t.Context(), "still", o, nil)
+	if err == nil {
+		err = r.engine.Seal(t.Context(), b, []byte("forced"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(pattern(1, 4096), 0); err == nil {
+		t.Error("the device still answers")
+	}
+	f.Close()
+	if err := r.engine.Detach(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if d, err = r.engine.Attach(t.Context(), a); err != nil || !d.Unclean {
+		t.Fatalf("device %+v, %v", d, err)
+	}
+	got := vfs.AlignedBuffer(64 << 10)
+	if f, err = os.OpenFile(d.Path, os.O_RDWR|syscall.O_DIRECT, 0); err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.ReadAt(got, 0); err != nil || !bytes.Equal(got, pattern(1, 64<<10)) {
+		t.Errorf("content differs, %v", err)
+	}
+}
+
+func mustGet(t *testing.T, e *Engine, id volume.ID) engine.Volume {
+	t.Helper()
+	v, err := e.Get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }

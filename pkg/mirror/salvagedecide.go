@@ -1,14 +1,11 @@
 package mirror
 
 import (
-	"crypto/sha256"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
-	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -67,9 +64,13 @@ func (s *salvage) traced() engine.Salvaged {
 		t.Epoch = s.epoch
 		return t
 	}
+	loses := s.choice.Loses
+	if s.next.Head != s.look.config.Head {
+		loses = append(loses, "the newest receipts are on none of the stores that are there")
+	}
 	return engine.Salvaged{
 		Epoch: s.epoch, From: s.choice.From, Place: s.choice.Place, Configuration: s.choice.Configuration, Newest: s.look.config.String(),
-		Replicas: s.look.wanted(), LostBlocks: s.choice.LostBlocks, Lost: clipped(strings.Join(s.choice.Loses, "; "), lostMax),
+		Replicas: s.look.wanted(), LostBlocks: s.choice.LostBlocks, Lost: clipped(strings.Join(loses, "; "), lostMax),
 	}
 }
 
@@ -144,12 +145,6 @@ func (s *salvage) acceptFirst(c quorum.Config) error {
 	return failed.err()
 }
 
-func (s *salvage) openMark() store.Session {
-	mark := s.mark
-	mark.Open = true
-	return mark
-}
-
 // acceptRest has the other replicas follow. A damaged record is given this one: whatever it had promised, a person has decided.
 func (s *salvage) acceptRest() error {
 	first := s.next
@@ -173,50 +168,17 @@ func (s *salvage) acceptRest() error {
 // head is the newest receipt of which all that came before is on the stores that are there; a chain that cannot be followed
 // would keep the volume from ever being detached again.
 func (s *salvage) head() [32]byte {
+	all, _ := keptIn(s.id, dirsOf(s.look.peeks), s.log)
 	for _, h := range [][32]byte{s.look.config.Head, s.chosen.record.Config.Head} {
-		if _, err := chain(s.look.kept(s.log), h, s.id); err == nil {
+		if _, err := chain(all, h, s.id); err == nil {
 			return h
 		}
 	}
 	return [32]byte{}
 }
 
-// kept are all receipts on the stores that are there, by their hash.
-func (l *look) kept(log *slog.Logger) map[[32]byte]linked {
-	all := map[[32]byte]linked{}
-	for _, h := range l.holdings {
-		receipts, err := h.dir.Receipts(l.id)
-		if err != nil {
-			log.Warn("receipts cannot be read", "volume", l.id, "store", h.dir.Path(), "cause", err)
-		}
-		for _, r := range receipts {
-			if l, ok := unlink(r.Bytes); ok {
-				all[sha256.Sum256(l.receipt)] = l
-			}
-		}
-	}
-	return all
-}
-
-// bequeath gives every voter the receipts that the head leads to: any majority of them must be able to show the chain.
+// bequeath gives every voter the receipts that the volume keeps.
 func (s *salvage) bequeath() error {
-	all, links := s.look.kept(s.log), map[[32]byte]bool{}
-	for at := s.next.Head; at != [32]byte{} && !links[at]; at = all[at].previous {
-		links[at] = true
-	}
-	for _, h := range s.look.holdings {
-		receipts, err := h.dir.Receipts(s.id)
-		if err != nil {
-			continue // told already
-		}
-		for _, r := range receipts {
-			if l, ok := unlink(r.Bytes); !ok || !links[sha256.Sum256(l.receipt)] {
-				continue
-			}
-			for _, voter := range s.view.Load().voters() {
-				voter.Fail(voter.dir.PutReceipt(s.id, r.Writer, r.Bytes))
-			}
-		}
-	}
+	bequeath(s.id, s.next.Head, dirsOf(s.look.peeks), s.view.Load().voters(), s.log)
 	return s.source.Failed()
 }

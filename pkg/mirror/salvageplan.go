@@ -71,7 +71,8 @@ func (e *Engine) plan(l *look, u use) (engine.SalvagePlan, error) {
 		p.Newest = c.String()
 	}
 	if p.Head != nil {
-		p.Sealed, p.Receipt = digestOf(sumOf(c.Digest), c.Size), l.kept(e.Log)[c.Head].receipt
+		all, _ := keptIn(l.id, dirsOf(l.peeks), e.Log)
+		p.Sealed, p.Receipt = digestOf(sumOf(c.Digest), c.Size), all[c.Head].receipt
 	}
 	for _, v := range o.waits {
 		p.WaitsFor = append(p.WaitsFor, e.awaited(v))
