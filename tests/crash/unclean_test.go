@@ -92,6 +92,50 @@ func (s *subject) clears() {
 	}
 }
 
+// TestHistoryTellsOfEngines: an engine that dies and is followed, and one that is exchanged, are in the volume's history, once, also
+// where the server was dead meanwhile and hears of it later, and then again.
+func TestHistoryTellsOfEngines(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	s := r.subject("followed", "ext4", 128*mib)
+	s.do("attach", s.Attach)
+	s.kill()
+	s.must("kill", s.KillEngine(s.Context(), s.Volume))
+	s.must("the next engine", s.serving())
+	s.start()
+	next := filepath.Join(s.Dir, "next")
+	s.must("another program", orchestrator.CopyProgram(next, program))
+	a, err := s.Ask(s.Context(), "upgrade", s.ID, "--to", next)
+	if err != nil || a.Code != 0 {
+		t.Fatalf("upgrade: %v, exit code %d: %s%s", err, a.Code, a.Stderr, a.Stdout)
+	}
+	engines := func() (kinds []hist.Kind) {
+		for _, e := range s.history(s.Volume).Entries {
+			if slices.Contains([]hist.Kind{hist.EngineDied, hist.TakenOver, hist.Upgraded}, e.Kind) {
+				kinds = append(kinds, e.Kind)
+				if e.Kind != hist.EngineDied && e.Took <= 0 {
+					t.Errorf("without a pause: %v", e)
+				}
+			}
+		}
+		return kinds
+	}
+	want := []hist.Kind{hist.EngineDied, hist.TakenOver, hist.Upgraded}
+	s.do("history", func(ctx context.Context) error {
+		return orchestrator.Until(ctx, "the upgrade in the history", func() (bool, error) { return len(engines()) >= len(want), nil })
+	})
+	for range 2 {
+		s.kill()
+		s.start()
+	}
+	s.do("detach", s.Detach)
+	if got := engines(); !slices.Equal(got, want) {
+		t.Errorf("the history tells %v, want %v", got, want)
+	}
+	s.do("delete", s.Delete)
+	s.settled()
+}
+
 // raw is the same volume as its operator attaches it to look at its device.
 func (s *subject) raw() *orchestrator.Volume {
 	return s.Machine.Volume(s.ID, orchestrator.Spec{Block: true})
