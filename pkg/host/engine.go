@@ -77,7 +77,7 @@ type beat struct {
 
 // RunEngine is an engine process, as a host starts it: it stands by until it is given the device on descriptor 3, serves it until it
 // yields it or the device is gone, and outlives its host from the moment it has served. It returns when the device is gone,
-// when the host says so, when the session is lost, or when its host died before it had served.
+// when the host says so, when the session is lost, or when its host died before it had served and no other came.
 func RunEngine(ctx context.Context, in io.Reader, out io.Writer, p Program, log *slog.Logger) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGHUP) // it ends with its device, not with a terminal
 	r := &runner{program: p, log: log, channel: os.NewFile(channelFD, "device"), finish: make(chan error, 4)}
@@ -105,9 +105,14 @@ func RunEngine(ctx context.Context, in io.Reader, out io.Writer, p Program, log 
 	return <-r.finish
 }
 
-// minded ends a process whose host died before it was ever given the device: no other host knows of it.
+// orphanFor is how long a process stands by without a host before it was ever given the device. The next host may need it: where the
+// engine before is dead and the host dies, this process is the last that has the device.
+const orphanFor = 10 * time.Second
+
+// minded ends a process whose host died before it was ever given the device, and that no other host has found.
 func (r *runner) minded(in io.Reader) {
 	io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
+	time.Sleep(orphanFor)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.taken {
@@ -246,6 +251,7 @@ func (r *runner) pulse() pulse {
 		return p
 	}
 	st := r.server.Stats()
+	p.Resent = st.Resent
 	p.Format, p.Served = r.session.Format(), st.Reads+st.Writes+st.Flushes+st.Discards+st.Zeroes-uint64(max(st.Inflight, 0))
 	if p.Served != r.beat.served || st.Inflight == 0 {
 		r.beat = beat{p.Served, time.Now()}

@@ -185,33 +185,38 @@ func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (
 		return err
 	}
 	d.setEngine(p)
-	if err := d.update(func(e *entry) { e.Engines = []running{p.running()} }); err != nil {
-		return err
-	}
+	d.host.step("first: started")
 	info, err := p.take(ctx, Take{Order: s.Order}, 0, report)
 	if err != nil {
 		return err
 	}
+	d.host.step("first: taken")
 	if _, err := export.Attach(ctx); err != nil {
 		return err
 	}
+	d.host.step("first: attached")
 	return d.update(func(e *entry) { e.First, e.Info = info, info })
 }
 
-// spawn starts an engine process that stands by.
-func (d *held) spawn(ctx context.Context, program *os.File) (*process, error) {
+// spawn starts an engine process that stands by, and names it beside those given at once: a killed host leaves none that the next one does not know.
+func (d *held) spawn(ctx context.Context, program *os.File, beside ...running) (*process, error) {
 	if err := d.update(func(e *entry) { e.Spawned++ }); err != nil {
 		return nil, err
 	}
-	socket := socketOf(d.host.sockets, d.entry.Volume, d.entry.Spawned)
-	words := filepath.Join(d.host.book.dir, fmt.Sprintf("%s.%d.words", d.entry.Volume, d.entry.Spawned))
-	return spawn(ctx, launch{
-		volume: d.entry.Volume, program: program, channel: d.export.Channel(), socket: socket, words: words, log: os.Stderr, helloIn: helloWithin,
+	name := func(r running) error {
+		return d.update(func(e *entry) { e.Engines = append(beside[:len(beside):len(beside)], r) })
+	}
+	p, err := spawn(ctx, launch{
+		volume: d.entry.Volume, program: program, channel: d.export.Channel(), log: os.Stderr,
+		socket: socketOf(d.host.sockets, d.entry.Volume, d.entry.Spawned),
+		words:  filepath.Join(d.host.book.dir, fmt.Sprintf("%s.%d.words", d.entry.Volume, d.entry.Spawned)),
+		named:  name,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return p, name(p.running()) // with what it has said of itself
 }
-
-// helloWithin bounds how long a program may take to say hello.
-const helloWithin = 10 * time.Second
 
 // forget removes what is kept of a device that is no more.
 func (d *held) forget() error {

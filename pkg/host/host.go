@@ -52,6 +52,9 @@ type Host struct {
 	events      *events
 	started     time.Time
 
+	// step is called between any two things that a killed host could leave done and not done; for tests.
+	step func(what string)
+
 	running sync.WaitGroup
 	ctx     context.Context // ends with Serve
 
@@ -68,7 +71,7 @@ func New(c Config) (*Host, error) {
 	h := &Host{
 		version: c.Version, frontend: c.Frontend, whileNeeded: c.WhileNeeded, log: c.Log, boot: boot, socket: SocketIn(c.State),
 		sockets: filepath.Join(c.State, "engines"), book: book{filepath.Join(c.State, "host", "devices")},
-		events: newEvents(), held: map[volume.ID]*held{}, started: time.Now().UTC(),
+		events: newEvents(), held: map[volume.ID]*held{}, started: time.Now().UTC(), step: func(string) {},
 	}
 	for _, dir := range []string{h.book.dir, h.sockets} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {

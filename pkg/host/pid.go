@@ -14,18 +14,19 @@ import (
 // errGone: no such process any more.
 var errGone = errors.New("process is gone")
 
-// startOf is when the process started, in ticks since boot. Empty where it is gone.
+// startOf is when the process started, in ticks since boot. Empty where it is dead, whether its parent knows or not.
 func startOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
 	}
-	const nameEnd, startField = ") ", 22 - 3 // field 22 of proc(5), counted from the one behind the name
+	const nameEnd, state, start = ") ", 0, 22 - 3 // fields 3 and 22 of proc(5), counted from the one behind the name
 	at := strings.LastIndex(string(stat), nameEnd)
-	if f := strings.Fields(string(stat)[at+len(nameEnd):]); at >= 0 && len(f) > startField {
-		return f[startField]
+	f := strings.Fields(string(stat)[at+len(nameEnd):])
+	if at < 0 || len(f) <= start || f[state] == "Z" || f[state] == "X" {
+		return ""
 	}
-	return ""
+	return f[start]
 }
 
 // openPid opens the process that started then. errGone where it is no more, whoever has its number now.

@@ -52,14 +52,17 @@ type launch struct {
 	socket  string
 	words   string
 	log     io.Writer
-	helloIn time.Duration
+	// named is called as soon as the process is there.
+	named func(running) error
 }
 
 // errNoHello: the program does not start, hangs, or is no engine that this host can run.
 var errNoHello = errors.New("is no engine that this host can run")
 
-// spawn starts an engine process, which stands by until it is given the device. ctx and helloIn bound the wait for its hello; where
-// it says none it is killed.
+// helloWithin bounds how long a program may take to say hello. Nobody waits for it but whoever asked for an upgrade.
+const helloWithin = 10 * time.Second
+
+// spawn starts an engine process, which stands by until it is given the device. Where it does not say hello in time it is killed.
 func spawn(ctx context.Context, l launch) (*process, error) {
 	p := newProcess(l.volume, l.socket, l.words, l.program)
 	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.program.Fd())) // of this process: the child's numbers differ
@@ -90,8 +93,11 @@ func spawn(ctx context.Context, l launch) (*process, error) {
 		cmd.Process.Kill() //nolint:errcheck // it may be dead already
 		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
 	}
+	if err := l.named(p.running()); err != nil {
+		return nil, errors.Join(err, p.kill())
+	}
 	first := json.NewEncoder(in).Encode(opening{Protocol: Protocol, Volume: l.volume, Socket: l.socket, Words: l.words})
-	if err := p.greeted(ctx, said, l.helloIn); err != nil {
+	if err := p.greeted(ctx, said); err != nil {
 		p.kill()
 		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, cmp.Or(err, first))
 	}
@@ -105,14 +111,14 @@ func newProcess(id volume.ID, socket, words string, program *os.File) *process {
 	return p
 }
 
-func (p *process) greeted(ctx context.Context, said <-chan error, within time.Duration) error {
+func (p *process) greeted(ctx context.Context, said <-chan error) error {
 	select {
 	case err := <-said:
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-time.After(within):
-		return fmt.Errorf("it has not said hello within %v", within)
+	case <-time.After(helloWithin):
+		return fmt.Errorf("it has not said hello within %v", helloWithin)
 	}
 }
 

@@ -81,6 +81,7 @@ type pulse struct {
 	Serving bool   `json:"serving"`
 	Format  int    `json:"format"` // of what it serves
 	Served  uint64 `json:"served"` // requests answered
+	Resent  uint64 `json:"resent"` // requests that the engine before had taken and not answered
 	// Waiting is how long the device has had requests in flight without one being answered.
 	Waiting time.Duration `json:"waiting"`
 }

@@ -14,7 +14,9 @@ const (
 	retryFirst = 100 * time.Millisecond
 	retryMax   = 5 * time.Second
 	// settledAfter: an engine that lived so long was well; what kills the one after it is something new.
-	settledAfter = 30 * time.Second
+	settledAfter = 2 * time.Second
+	// atOnceMax is how many engines in a row may die young before the next one has to wait.
+	atOnceMax = 3
 	// stallWithin bounds how long an engine may take for the next step of a recovery.
 	stallWithin = time.Minute
 )
@@ -39,7 +41,7 @@ func (d *held) died(ctx context.Context) {
 		d.lose("its engine died, and this kernel cannot send unanswered requests again (Linux 6.9 and later can): " + cause)
 		return
 	}
-	if d.failures == 0 {
+	if d.failures < atOnceMax {
 		d.revive(ctx)
 		return
 	}
@@ -54,7 +56,7 @@ func (d *held) lose(cause string) {
 
 // later has revive called again after a while.
 func (d *held) later() {
-	wait := min(retryFirst<<min(d.failures, 10), retryMax)
+	wait := min(retryFirst<<min(max(d.failures-atOnceMax, 0), 10), retryMax)
 	d.failures++
 	d.retry = time.After(wait)
 }
@@ -105,9 +107,7 @@ func (d *held) succeed(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := d.update(func(e *entry) { e.Engines = []running{p.running()} }); err != nil {
-		return nil, errors.Join(err, p.kill())
-	}
+	d.host.step("next: started")
 	if err := d.takeOver(ctx, p, 0); err != nil {
 		if words := p.takeWords(); words != nil {
 			d.words = words
@@ -130,5 +130,6 @@ func (d *held) takeOver(ctx context.Context, p *process, within time.Duration) e
 		return err
 	}
 	d.words = nil
+	d.host.step("next: taken")
 	return d.update(func(e *entry) { e.Info = info })
 }

@@ -15,9 +15,10 @@ const (
 	// drainWithin is how long requests in flight may take. Longer ones mean a slow disk, and an upgrade is not worth the wait.
 	drainWithin = 2 * time.Second
 	// takeWithin is how long the new engine may take to serve.
-	takeWithin = 10 * time.Second
+	takeWithin = 3 * time.Second
 	// probationFor is how long the old engine stands by; the new one must live and answer for so long.
 	probationFor   = 3 * time.Second
+	muteWithin     = 2 * time.Second // without an answer to any request, though some wait
 	probationEvery = 100 * time.Millisecond
 )
 
@@ -45,6 +46,7 @@ func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine
 	}
 	out.Pause = d.pause
 	say("watch")
+	d.host.step("upgrade: taken over")
 	if err := d.probation(ctx, next); err != nil {
 		d.since = time.Now()
 		return out, d.rolledBack(old, next, err)
@@ -54,17 +56,14 @@ func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine
 
 // standby starts the new engine and checks that it can read what the old one writes. Nothing waits for it yet.
 func (d *held) standby(ctx context.Context, program *os.File, old *process) (*process, error) {
-	next, err := d.spawn(ctx, program)
+	next, err := d.spawn(ctx, program, old.running())
 	if err != nil {
 		return nil, err
 	}
+	d.host.step("upgrade: started")
 	is, err := old.pulse(ctx)
 	if err == nil && (is.Format < next.formats[0] || is.Format > next.formats[1]) {
 		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], is.Format)
-		return nil, errors.Join(err, next.kill())
-	}
-	// Both are named before either changes: whichever a killed host leaves serving is found.
-	if err := d.update(func(e *entry) { e.Engines = []running{old.running(), next.running()} }); err != nil {
 		return nil, errors.Join(err, next.kill())
 	}
 	// What can be written before requests are held need not be waited for then.
@@ -76,8 +75,10 @@ func (d *held) standby(ctx context.Context, program *os.File, old *process) (*pr
 
 // swap holds requests, has the old engine yield and the new one take over.
 func (d *held) swap(ctx context.Context, old, next *process) error {
+	d.host.step("upgrade: prepared")
 	d.since = time.Now()
 	err := old.yield(ctx)
+	d.host.step("upgrade: yielded")
 	switch {
 	case err == nil:
 	case errors.Is(err, engine.ErrBusy): // it did not drain, says so, and serves on
@@ -118,7 +119,7 @@ func (d *held) probation(ctx context.Context, next *process) error {
 			case ctx.Err() != nil:
 			case err != nil:
 				return fmt.Errorf("the new engine does not answer: %w", err)
-			case is.Waiting > answerWithin:
+			case is.Waiting > muteWithin:
 				return fmt.Errorf("the new engine has answered no request for %v", is.Waiting.Round(time.Millisecond))
 			}
 		}
@@ -127,6 +128,7 @@ func (d *held) probation(ctx context.Context, next *process) error {
 
 // keep ends the old engine. Whatever becomes of it, it has yielded.
 func (d *held) keep(ctx context.Context, old, next *process, program *os.File, u Upgrade) error {
+	d.host.step("upgrade: watched")
 	d.become(Serving, "")
 	d.failures = 0
 	before := d.program
