@@ -105,6 +105,10 @@ func (s *service) startHost(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("host", "process", about.PID, "version", about.Version, "since", about.Started)
+	if about.Version != version {
+		s.log.Warn("the host is of another version; end its process to have it replaced, engines and workloads do not notice",
+			"process", about.PID, "host", about.Version, "server", version)
+	}
 	keep, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.keeping, s.unkeep = make(chan struct{}), cancel
 	go func() {

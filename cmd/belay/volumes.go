@@ -42,10 +42,10 @@ func printVolumes(w io.Writer, all []admin.Volume) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tNAME\tSIZE\tSTATE\tNODE\tUSE\tIN SYNC\tRECEIPT")
+	fmt.Fprintln(t, "ID\tNAME\tSIZE\tSTATE\tNODE\tUSE\tIN SYNC\tENGINE\tRECEIPT")
 	for _, v := range all {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			v.ID, orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), newestReceipt(v))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			v.ID, orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), engineOf(v.Volume), newestReceipt(v))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -98,6 +98,14 @@ func useOf(v engine.Volume) string {
 		return "published"
 	}
 	return "detached"
+}
+
+// engineOf is the version that serves the volume's device.
+func engineOf(v engine.Volume) string {
+	if v.Process == nil || v.Process.PID == 0 {
+		return "-"
+	}
+	return v.Process.Version
 }
 
 func inSync(v engine.Volume) string {

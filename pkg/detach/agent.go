@@ -127,7 +127,7 @@ func (a *Agent) Status(ctx context.Context, id volume.ID) (NodeStatus, error) {
 		s.Holders = a.c.Releaser.Holders(ctx, e)
 	}
 	d, state, err := a.device(ctx, id)
-	s.Device, s.Path, s.Stalled = state, cmp.Or(d.Path, s.Path), d.Stalled
+	s.Device, s.Path, s.Stalled, s.Process = state, cmp.Or(d.Path, s.Path), d.Stalled, d.Process
 	if err != nil {
 		s.Error = strings.TrimPrefix(s.Error+"; "+err.Error(), "; ")
 	}

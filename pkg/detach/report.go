@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
@@ -138,6 +139,9 @@ func (r Report) nodeText(line func(string, string, ...any)) {
 		return
 	}
 	line("node", "%s: device %s %s%s", n.Node, n.Path, n.Device, because(cmp.Or(n.Error, n.Stalled)))
+	if n.Process != nil {
+		line("engine", "%s", processText(*n.Process))
+	}
 	if e := n.Entry; e != nil {
 		line("staged", "%s at %s%s", e.Phase, e.Staging, because(paths(e.Targets)))
 	}
@@ -150,6 +154,20 @@ func (r Report) nodeText(line func(string, string, ...any)) {
 	if n.Job.Failed != "" {
 		line("tried", "%s", n.Job.Failed)
 	}
+}
+
+func processText(p engine.Process) string {
+	text := fmt.Sprintf("version %s, process %d since %s", p.Version, p.PID, p.Since.Format("2006-01-02 15:04:05"))
+	if p.PID == 0 {
+		text = "none serves now"
+	}
+	if p.Deaths > 0 {
+		text += fmt.Sprintf("; %d died before and were followed", p.Deaths)
+	}
+	if p.Pause > 0 {
+		text += fmt.Sprintf("; the last change kept requests waiting %v", p.Pause.Round(time.Millisecond/10))
+	}
+	return text
 }
 
 func (r Report) receiptText() string {

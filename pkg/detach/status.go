@@ -35,6 +35,8 @@ type NodeStatus struct {
 	Path   string        `json:"path,omitempty"` // of the device
 	// Stalled says why requests to the device wait now, empty where they do not.
 	Stalled string `json:"stalled,omitempty"`
+	// Process serves the device, nil where that is not known.
+	Process *engine.Process `json:"process,omitempty"`
 	// Rebooted says that the entry is from before the machine's last start: its mounts are gone.
 	Rebooted bool `json:"rebooted,omitempty"`
 	// Idle is how long ago the last target went; 0 where there are targets or never were any.

@@ -149,6 +149,8 @@ type Volume struct {
 	Digest   Digest          `json:"digest"`          // as the seal has it; empty while not sealed
 	Nodes    []volume.NodeID `json:"nodes,omitempty"` // nodes that can attach it; empty: any
 	Replicas []Replica       `json:"replicas"`
+	// Process serves the volume's device, nil where it has none.
+	Process *Process `json:"process,omitempty"`
 	// Head is the hash of the newest receipt in force, the link of the next one. Empty where there is none.
 	Head []byte `json:"head,omitempty"`
 }
@@ -221,6 +223,19 @@ type Device struct {
 	Unclean bool `json:"unclean,omitempty"`
 	// Stalled says why requests wait now, empty where they do not.
 	Stalled string `json:"stalled,omitempty"`
+	// Process serves the device; nil where the engine has no process for it.
+	Process *Process `json:"process,omitempty"`
+}
+
+// Process is the engine process of a device.
+type Process struct {
+	Version string    `json:"version"`
+	PID     int       `json:"pid"` // 0 while none serves
+	Since   time.Time `json:"since"`
+	// Deaths is how many processes of this device ended unasked and were followed by another.
+	Deaths int `json:"deaths,omitempty"`
+	// Pause is how long requests waited when processes last changed.
+	Pause time.Duration `json:"pause,omitempty"`
 }
 
 // Upgrade is the outcome of an upgrade.

@@ -47,6 +47,7 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 	if err != nil || p == nil {
 		return v
 	}
+	v.Process = p.serves()
 	if why := p.waits(); why != "" {
 		v.State, v.Reason = engine.Unavailable, "requests wait: "+why
 		return v

@@ -80,7 +80,7 @@ func (e *Engine) Attached(ctx context.Context, id volume.ID) (engine.Device, err
 	}
 	first, newest := readyOf(p.device.First), readyOf(p.device.Info)
 	d := engine.Device{
-		Path: p.device.Path, Writer: newest.Writer, Unclean: first.Unclean, BlockSize: first.BlockSize, Stalled: p.waits(),
+		Path: p.device.Path, Writer: newest.Writer, Unclean: first.Unclean, BlockSize: first.BlockSize, Stalled: p.waits(), Process: p.serves(),
 	}
 	if d.Stalled != "" {
 		return d, nil

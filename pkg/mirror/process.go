@@ -93,6 +93,12 @@ func (p *process) waits() string {
 	return ""
 }
 
+// serves describes the process for people.
+func (p *process) serves() *engine.Process {
+	e := p.device.Engine
+	return &engine.Process{Version: e.Version, PID: e.PID, Since: e.Since, Deaths: p.device.Deaths, Pause: p.device.Pause}
+}
+
 func readyOf(info json.RawMessage) (r ready) {
 	_ = json.Unmarshal(info, &r) // none yet: nothing is known
 	return r
