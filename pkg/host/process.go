@@ -231,7 +231,21 @@ func ask[Resp any](ctx context.Context, p *process, within time.Duration, method
 
 func (p *process) take(ctx context.Context, t Take, within time.Duration, progress func(engine.Progress)) (json.RawMessage, error) {
 	got, err := ask[taken](ctx, p, within, methodTake, t, progress)
+	if errors.Is(err, wire.ErrLost) || errors.Is(err, errGone) {
+		err = p.explain(err)
+	}
 	return got.Info, err
+}
+
+// explain adds how the process ended to an answer that was lost with it.
+func (p *process) explain(err error) error {
+	const soon = time.Second // a process closes its sockets before it is dead
+	select {
+	case <-p.ended:
+		return fmt.Errorf("%s: %w", p.obituary(), err)
+	case <-time.After(soon):
+		return err
+	}
 }
 
 func (p *process) prepare(ctx context.Context) error {

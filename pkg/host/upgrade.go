@@ -22,6 +22,9 @@ const (
 	probationEvery = 100 * time.Millisecond
 )
 
+// errHangs: an engine process does not answer.
+var errHangs = errors.New("it does not answer")
+
 // upgrade has an engine of another program take the place of the present one. ErrRolledBack where the new one cannot, and
 // the old one serves on. At every moment at most one engine has the device, and one that does not answer is killed, and
 // proven dead, before another takes it.
@@ -34,14 +37,14 @@ func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine
 	out.From = old.version
 	say := func(phase string) { report(engine.Progress{Phase: phase, Since: time.Now()}) }
 	say("start")
-	next, err := d.standby(ctx, program, old)
+	next, hangs, err := d.standby(ctx, program, old)
 	if err != nil {
 		return out, d.rolledBack(old, nil, err)
 	}
 	out.To = next.version
 	say("drain")
 	d.become(Upgrading, "")
-	if err := d.swap(ctx, old, next); err != nil {
+	if err := d.swap(ctx, old, next, hangs); err != nil {
 		return out, err
 	}
 	out.Pause = d.pause
@@ -54,30 +57,37 @@ func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine
 	return out, d.keep(ctx, old, next, program, out)
 }
 
-// standby starts the new engine and checks that it can read what the old one writes. Nothing waits for it yet.
-func (d *held) standby(ctx context.Context, program *os.File, old *process) (*process, error) {
-	next, err := d.spawn(ctx, program, old.running())
-	if err != nil {
-		return nil, err
+// standby starts the new engine and checks that it can read what the old one writes. Nothing waits for it yet. hangs says that the old
+// one does not answer.
+func (d *held) standby(ctx context.Context, program *os.File, old *process) (next *process, hangs bool, err error) {
+	if next, err = d.spawn(ctx, program, old.running()); err != nil {
+		return nil, false, err
 	}
 	d.host.step("upgrade: started")
 	is, err := old.pulse(ctx)
 	if err == nil && (is.Format < next.formats[0] || is.Format > next.formats[1]) {
 		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], is.Format)
-		return nil, errors.Join(err, next.kill())
+		return nil, false, errors.Join(err, next.kill())
+	}
+	if err != nil {
+		d.host.log.Warn("engine does not answer", append(d.log(), "engine", old.pid, "error", err)...)
+		return next, true, nil
 	}
 	// What can be written before requests are held need not be waited for then.
 	if err := old.prepare(ctx); err != nil {
 		d.host.log.Warn("engine did not prepare", append(d.log(), "error", err)...)
 	}
-	return next, nil
+	return next, false, nil
 }
 
-// swap holds requests, has the old engine yield and the new one take over.
-func (d *held) swap(ctx context.Context, old, next *process) error {
+// swap holds requests, has the old engine yield, or ends one that hangs, and has the new one take over.
+func (d *held) swap(ctx context.Context, old, next *process, hangs bool) error {
 	d.host.step("upgrade: prepared")
 	d.since = time.Now()
-	err := old.yield(ctx)
+	err := errHangs
+	if !hangs {
+		err = old.yield(ctx)
+	}
 	d.host.step("upgrade: yielded")
 	switch {
 	case err == nil:
