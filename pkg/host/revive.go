@@ -107,6 +107,7 @@ func (d *held) succeed(ctx context.Context) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.host.log.Debug("next engine stands by", append(d.log(), "engine", p.pid, "after", time.Since(d.since))...)
 	d.host.step("next: started")
 	if err := d.takeOver(ctx, p, 0); err != nil {
 		if words := p.takeWords(); words != nil {

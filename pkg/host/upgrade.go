@@ -89,6 +89,7 @@ func (d *held) swap(ctx context.Context, old, next *process, hangs bool) error {
 		err = old.yield(ctx)
 	}
 	d.host.step("upgrade: yielded")
+	d.host.log.Debug("engine yielded", append(d.log(), "engine", old.pid, "after", time.Since(d.since), "error", err)...)
 	switch {
 	case err == nil:
 	case errors.Is(err, engine.ErrBusy): // it did not drain, says so, and serves on
