@@ -53,13 +53,19 @@ func newHeld(h *Host, e entry) *held {
 	return &held{host: h, entry: e, state: Attaching, commands: make(chan func(context.Context)), over: make(chan struct{}), interrupt: func(error) {}}
 }
 
-// run is the goroutine. It ends when the device is detached, or with the host: then the engine serves on.
+// run is the goroutine. It ends when the device is detached, or with the host: then the engine serves on. A host on which alone a
+// device rests, since its engine is dead, does not end before another serves.
 func (d *held) run(ctx context.Context) {
 	defer close(d.over)
+	end := ctx.Done()
 	for !d.gone {
 		select {
-		case <-ctx.Done():
-			return
+		case <-end:
+			if d.retry == nil {
+				return
+			}
+			d.host.log.Warn("host waits for an engine before it ends: without either the device would be lost", d.log()...)
+			end = nil
 		case f := <-d.commands:
 			d.step(ctx, f)
 		case <-d.death():
@@ -67,12 +73,15 @@ func (d *held) run(ctx context.Context) {
 		case <-d.retry:
 			d.step(ctx, d.revive)
 		}
+		if ctx.Err() != nil && d.retry == nil {
+			return
+		}
 	}
 }
 
-// step does one thing that can be interrupted.
+// step does one thing. It can be interrupted, and is not by the end of the host: half of it done is worse than a late end.
 func (d *held) step(ctx context.Context, f func(context.Context)) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
 	d.mu.Lock()
 	d.interrupt = cancel
@@ -91,7 +100,7 @@ func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) erro
 	select {
 	case d.commands <- func(ctx context.Context) { done <- f(ctx) }:
 	case <-d.over:
-		return fmt.Errorf("%w: volume %s has no device", engine.ErrNotFound, d.entry.Volume)
+		return d.ended()
 	case <-ctx.Done():
 		return fmt.Errorf("%w on the device of volume %s: %w", engine.ErrBusy, d.entry.Volume, context.Cause(ctx))
 	}
@@ -101,6 +110,14 @@ func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) erro
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// ended says why the goroutine does nothing more. Only a device that is detached is not there.
+func (d *held) ended() error {
+	if d.gone {
+		return fmt.Errorf("%w: volume %s has no device on this machine", engine.ErrNotFound, d.entry.Volume)
+	}
+	return fmt.Errorf("%w: volume %s: its host is ending; ask again", engine.ErrBusy, d.entry.Volume)
 }
 
 // death is closed when the engine that should serve is dead; nil where none should.

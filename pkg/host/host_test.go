@@ -180,6 +180,23 @@ func TestWithoutResend(t *testing.T) {
 	}
 }
 
+// A host that is asked to end waits where a device rests on it alone.
+func TestHostEndsWithoutLosingADevice(t *testing.T) {
+	r := newRig(t)
+	r.attach()
+	away := filepath.Join(r.dir, "away")
+	r.must(os.WriteFile(away, nil, 0o600))
+	r.kill(r.device().Engine.PID)
+	r.becomes(Waiting)
+	host := r.host()
+	r.must(unix.Kill(host, unix.SIGTERM))
+	r.must(os.Remove(away))
+	r.dies(host)
+	r.guest.goesOn()
+	r.start()
+	r.served("old")
+}
+
 func TestSecondHostIsRefused(t *testing.T) {
 	r := newRig(t)
 	if _, err := New(Config{State: r.state()}); !errors.Is(err, ErrRunning) {

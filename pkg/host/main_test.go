@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -55,7 +56,9 @@ func runHost(state string, log *slog.Logger) error {
 		at = ""
 		h.strike(whom)
 	}
-	return h.Serve(context.Background())
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return h.Serve(ctx)
 }
 
 func (h *Host) strike(whom string) {
