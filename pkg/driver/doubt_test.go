@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
@@ -255,7 +256,7 @@ func TestCheckOutlivesTheCall(t *testing.T) {
 		t.Errorf("checking: %q, mounted: %t", how, s.mounted())
 	}
 	tool.release(t)
-	must(t, s.stage())
+	must(t, s.stageWithin(time.Minute)) // another check would wait for ever
 	if got := p.told(); got != "unclean data mount; checked data clean; staged data mount" {
 		t.Errorf("told: %s", got)
 	}
@@ -289,7 +290,13 @@ func TestCheckIsCalledOff(t *testing.T) {
 	go func() { begun <- s.stageWithin(2 * time.Second) }()
 	tool.await(t)
 	wants(t, <-begun, codes.Aborted, s.id, "being checked")
-	must(t, s.unstage())
+	ctx, cancel = context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := s.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: s.id, StagingTargetPath: s.staging})
+	must(t, err)
+	if how := p.driver.Checking(volume.ID(s.id)); how != "" {
+		t.Errorf("unstaged, and the check runs still: %s", how)
+	}
 	must(t, s.unpublish())
 	if s.doubted() != engine.Unchecked {
 		t.Errorf("doubt %q", s.doubted())
