@@ -35,6 +35,7 @@ var meanings = []struct {
 	{engine.ErrNotSealed, codes.FailedPrecondition},
 	{engine.ErrStaleEpoch, codes.FailedPrecondition},
 	{engine.ErrDeviceLost, codes.FailedPrecondition},
+	{engine.ErrNotNeeded, codes.FailedPrecondition},
 	{engine.ErrNotFound, codes.NotFound},
 	{engine.ErrExists, codes.AlreadyExists},
 	{engine.ErrOutOfRange, codes.OutOfRange},
