@@ -12,6 +12,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // held is a device that this host holds. Its own goroutine does all that is done to it, one thing after the other:
@@ -204,6 +205,9 @@ func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (
 	d.setEngine(p)
 	d.host.step("first: started")
 	info, err := p.take(ctx, Take{Order: s.Order}, 0, report)
+	if errors.Is(err, wire.ErrLost) || errors.Is(err, errGone) {
+		return fmt.Errorf("%w: volume %s: its engine died while it attached the volume; ask again: %w", engine.ErrUnavailable, s.Volume, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ const (
 	entriesSize = PagesPerRegion * PageSize
 	frameSize   = entriesSize + RegionSize
 
+	// FormatVersion is the format of replicas that this package reads and writes.
 	FormatVersion = 1
 
 	slotOffset  = 0x2000 // in meta; the superblock and its twin are before it
