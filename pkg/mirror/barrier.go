@@ -50,6 +50,7 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 	if err := s.present(); err != nil {
 		return engine.Barrier{}, err
 	}
+	s.restore(ctx, progress)
 	if err := s.Flush(); err != nil {
 		return engine.Barrier{}, err
 	}

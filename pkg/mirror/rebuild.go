@@ -22,7 +22,7 @@ func (s *Session) bringBack(ctx context.Context) {
 		return
 	}
 	s.gate.Lock()
-	err := s.refusal(true)
+	err := s.rebuildRefusal()
 	if err == nil {
 		s.reopen(s.Config().Members)
 	}
@@ -34,6 +34,38 @@ func (s *Session) bringBack(ctx context.Context) {
 		if err := s.rebuild(ctx, r, nil); err != nil && ctx.Err() == nil {
 			s.log.Warn("rebuild", "volume", s.id, "replica", r.id(), "cause", err)
 		}
+	}
+}
+
+// rebuildRefusal is why no replica can be rebuilt now: a detach that has stopped the writer goes before, unless it needs it. The
+// caller holds gate.
+func (s *Session) rebuildRefusal() error { return s.refusal(!s.restoring) }
+
+// restore brings back as many replicas as a stopped session needs to prove anything: a majority must confirm the content, and nobody
+// else will rebuild them now. The caller holds evidence. What cannot be rebuilt is left to the gate to complain of.
+func (s *Session) restore(ctx context.Context, report func(engine.Progress)) {
+	need := quorum.Majority(len(s.Config().Voters))
+	if s.Config().Members.Len() >= need {
+		return
+	}
+	s.setRestoring(true)
+	defer s.setRestoring(false)
+	for _, r := range s.view.Load().pick(s.outOfSync()) {
+		if s.Config().Members.Len() >= need {
+			return
+		}
+		if err := s.rebuild(ctx, r, report); err != nil {
+			s.log.Warn("rebuild for a detach", "volume", s.id, "replica", r.id(), "cause", err)
+		}
+	}
+}
+
+// setRestoring also opens again what has failed or was away.
+func (s *Session) setRestoring(on bool) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if s.restoring = on; on && s.refusal(false) == nil {
+		s.reopen(s.Config().Members)
 	}
 }
 
@@ -149,14 +181,14 @@ func (s *Session) rebuild(ctx context.Context, r *replica, report func(engine.Pr
 func (s *Session) interrupted(ctx context.Context) error {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
-	return errors.Join(ctx.Err(), s.refusal(true))
+	return errors.Join(ctx.Err(), s.rebuildRefusal())
 }
 
 // takeWrites makes r a target: from now on it gets every write, and its map has every region that is dirty.
 func (s *Session) takeWrites(r *replica) error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	if err := s.refusal(true); err != nil {
+	if err := s.rebuildRefusal(); err != nil {
 		return err
 	}
 	if err := r.MarkDirty(s.regions.list()); err != nil {
@@ -237,7 +269,7 @@ func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 			delete(sums, i)
 		}
 	}
-	err := errors.Join(s.refusal(true), r.Sync())
+	err := errors.Join(s.rebuildRefusal(), r.Sync())
 	if err == nil {
 		err = r.WriteSums(sums)
 	}

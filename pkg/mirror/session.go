@@ -43,6 +43,8 @@ type Session struct {
 	stopped bool // guarded by gate: writes are refused
 	sealed  bool // guarded by gate
 
+	restoring bool // guarded by gate: a stopped session rebuilds, since too few replicas are in sync to prove anything
+
 	stalled atomic.Pointer[string] // why requests wait
 	broken  atomic.Pointer[error]  // fenced or lost: every request fails with it
 
