@@ -81,6 +81,7 @@ func (d *disk) unplug() error {
 		return fmt.Errorf("unmount %s: %w", d.path, err)
 	}
 	d.run("losetup", "--detach", d.loop)
+	d.loop = "" // somebody else may have that number at once
 	return nil
 }
 
@@ -113,6 +114,9 @@ func (d *disk) fill() func() {
 }
 
 func (d *disk) remove() {
+	if d.loop == "" {
+		return
+	}
 	_ = unix.Unmount(d.path, unix.MNT_DETACH)
 	_ = exec.Command("losetup", "--detach", d.loop).Run()
 }
