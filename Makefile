@@ -9,6 +9,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(shell id -u)
 FUZZ    ?= 5s
 N       ?= 200
+REPORT  := $(CURDIR)/out/pauses.txt
 UNIT    := ./pkg/... ./cmd/... ./tests/house/...
 export CGO_ENABLED := 0
 
@@ -25,7 +26,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash and soak), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -52,7 +53,9 @@ ifeq ($(ROOT),0)
 	$(MAKE) deps
 	$(MAKE) unit build
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
-	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m -short ./tests/crash/...
+	@mkdir -p out; rm -f $(REPORT)
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash/...
+	@cat $(REPORT)
 else
 	$(MAKE) unit
 	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
@@ -61,6 +64,13 @@ endif
 .PHONY: crash
 crash: deps build ## the kill tests in full: N kills under load, and in proportion during every call (root)
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_KILLS=$(N) go test -count=1 -timeout 180m -v ./tests/crash/...
+
+.PHONY: soak
+soak: deps build ## engines killed, upgraded and stopped under load, each N times; how long the guest waited (root)
+	@mkdir -p out; rm -f $(REPORT)
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_SOAK=$(N) BELAY_REPORT=$(REPORT) go test -count=1 -timeout 24h -v \
+	  -run '^(TestSoak|TestStoppedEngine|TestUpgradeToABad|TestEngineCrashDuringLiveUpgrade)' ./tests/crash/...
+	@cat $(REPORT)
 
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)

@@ -47,11 +47,18 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	program = filepath.Join(dir, "belay")
-	if out, err := exec.Command("go", "build", "-o", program, "github.com/belay-storage/belay/cmd/belay").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build: %v: %s\n", err, out)
+	if err := build("cmd/belay", program); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
+}
+
+func build(what, to string) error {
+	if out, err := exec.Command("go", "build", "-o", to, "github.com/belay-storage/belay/"+what).CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", what, err, out)
+	}
+	return nil
 }
 
 // rig is a machine that is about to suffer.

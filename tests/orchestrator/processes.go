@@ -188,3 +188,30 @@ func (m *Machine) endHost(ctx context.Context) error {
 	}
 	return none([]string{host.SocketIn(m.State())})
 }
+
+// Memory is what a process takes, in MiB.
+type Memory struct {
+	Resident     float64 // with the pages of the program itself, which all processes of it share
+	Anonymous    float64 // without them
+	Proportional float64 // with its share of them
+}
+
+// MemoryOf reads the memory of a process.
+func MemoryOf(pid int) (Memory, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return Memory{}, err
+	}
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	return Memory{Resident: mebibytes(status, "VmRSS:"), Anonymous: mebibytes(status, "RssAnon:"), Proportional: mebibytes(rollup, "Pss:")}, err
+}
+
+func mebibytes(text []byte, name string) float64 {
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == name && f[2] == "kB" {
+			kib, _ := strconv.ParseFloat(f[1], 64)
+			return kib / 1024
+		}
+	}
+	return 0
+}
