@@ -27,7 +27,7 @@ func planText(p admin.SalvagePlan) string {
 	}
 	for _, c := range p.Copies {
 		b.WriteByte('\n')
-		writeCopy(&b, c, p.Read > 0)
+		writeCopy(&b, c, p)
 	}
 	b.WriteString("\n" + adviceText(p))
 	for _, c := range p.Choices {
@@ -90,12 +90,12 @@ func pendingText(pending bool) string {
 }
 
 // writeCopy tells of one replica.
-func writeCopy(b *strings.Builder, c engine.SalvageCopy, read bool) {
+func writeCopy(b *strings.Builder, c engine.SalvageCopy, p admin.SalvagePlan) {
 	line := func(key, format string, args ...any) {
 		fmt.Fprintf(b, "  %-13s %s\n", key, fmt.Sprintf(format, args...))
 	}
 	fmt.Fprintf(b, "store %s: %s\n", replicaName(c.ID, c.Place), standingText(c))
-	if c.Reason != "" {
+	if c.Reason != "" && c.State != engine.Stale { // that is said already
 		line("because", "%s", c.Reason)
 	}
 	if c.Incarnation != "" {
@@ -107,8 +107,8 @@ func writeCopy(b *strings.Builder, c engine.SalvageCopy, read bool) {
 	line("configuration", "%s%s, promised to epoch %d", c.Configuration, either(c.Doubtful, " by what is left of its record", ""), c.Promised)
 	line("writer", "epoch %d%s, %s%s", c.Writer, sinceText(c.Since), either(c.Clean, "had flushed", "HAD NOT FLUSHED"), either(c.Sealed, ", sealed", ""))
 	line("state", "%s being written, %s%s", plural(c.Dirty, "region"), either(c.Lossy, "LOST ITS CACHE with writes in it", "no cache lost"), fmt.Sprintf(", %s on disk", c.Allocated))
-	line("content", "digest %s, %s%s", shortDigest(c.Digest.Sum.String()), either(c.AsReceipt, "as in the newest receipt", "not that of the newest receipt"), differsText(c))
-	if read {
+	line("content", "%s%s", contentText(c, p), differsText(c))
+	if p.Read > 0 {
 		line("read", "%s not what their checksum says, %d unreadable", plural(c.Wrong, "block"), c.Unreadable)
 	}
 }
@@ -125,6 +125,20 @@ func standingText(c engine.SalvageCopy) string {
 		return "STALE: not a member of the newest configuration"
 	}
 	return "not part of the volume any more"
+}
+
+// contentText compares with the newest receipt. What is being written has no digest yet.
+func contentText(c engine.SalvageCopy, p admin.SalvagePlan) string {
+	digest := "digest " + shortDigest(c.Digest.Sum.String())
+	switch {
+	case c.AsReceipt:
+		return digest + ", as in the newest receipt"
+	case c.Dirty > 0:
+		return "no digest of the regions being written"
+	case len(p.Head) > 0:
+		return digest + ", NOT that of the newest receipt"
+	}
+	return digest
 }
 
 func differsText(c engine.SalvageCopy) string {

@@ -689,3 +689,46 @@ func mustGet(t *testing.T, e *Engine, id volume.ID) engine.Volume {
 	}
 	return v
 }
+
+// TestWhatIsSaidToBeLostIsLost: to the block. The newer content is on a store that can be read, and may not bring the volume up.
+func TestWhatIsSaidToBeLostIsLost(t *testing.T) {
+	y := newYard(t, 3)
+	y.create()
+	a := y.publish()
+	old := pattern(1, 1<<20)
+	y.write(a, 1, 1<<20, 0)
+	y.away(0)
+	y.write(a, 2, 64<<10, 512<<10) // 16 blocks
+	s := y.attach(a)
+	y.must(s.Zero(0, 3*4096)) // and 3
+	y.must(s.Flush())
+	s.Close()
+	y.back(0)
+	y.away(2)
+	_, rec, err := y.engine.stores.present()[1].Peek(testID)
+	y.must(err)
+	y.spoil(y.path(1)+"/volumes/vol/meta", 0x2000+int64(rec.Sequence&1)*0x1000+100)
+	p := y.plan(true)
+	y.outlook(p, engine.OutlookWaits)
+	if c := y.choice(p, 0); c.LostBlocks != 19 || c.LostRegions != 1 || !strings.Contains(strings.Join(c.Loses, " "), y.path(1)) {
+		t.Errorf("choice %+v", c)
+	}
+	if c := y.choice(p, 1); c.LostBlocks != 0 {
+		t.Errorf("choice %+v", c)
+	}
+	if c := y.copy(p, 0); c.DiffersBlocks != 19 && y.copy(p, 1).DiffersBlocks != 19 {
+		t.Errorf("copies %+v", p.Copies)
+	}
+	b := y.salvage(0, "forced")
+	if b.Salvaged.LostBlocks != 19 {
+		t.Errorf("trace %+v", b.Salvaged)
+	}
+	s = y.attach(a)
+	mustRead(t, s, old, 0)
+	s.bringBack(s.background.ctx) // the newer one is given up for good
+	agreeing(t, y.leave(s, a, "receipt 2"), 2)
+	y.away(0)
+	y.back(2)
+	p = y.plan(false)
+	y.outlook(p, engine.OutlookWaits) // two voters, of which one is away
+}

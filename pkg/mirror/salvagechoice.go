@@ -44,29 +44,32 @@ func (l *look) loses(h *holding, lost givenUp) (out []string) {
 	say(l.config.Newer(base), "its content is that of configuration %s, the newest is %s: every write that was acknowledged after it had left the in-sync set is lost", base, l.config)
 	say(!memberOf(base, h.at), "it was not in sync under configuration %s either: its content may be older than that, and of several times", base)
 	say(lost.blocks > 0, "%d blocks in %d regions go back to an older content; the newer one is on store %s", lost.blocks, lost.regions, strings.Join(lost.holders, ", "))
-	out = append(out, l.unseen()...)
+	out = append(out, l.unseen(h)...)
 	say(len(h.dirty) > 0 && !base.Flags.Has(quorum.Clean), "%d regions (of %d KiB) were being written when its writer ended: what was not flushed then may be there, in part, or not", len(h.dirty), store.RegionSize>>10)
 	out = append(out, l.damaged(h, base)...)
 	return out
 }
 
-// unseen says what the replicas that cannot be read may hold.
-func (l *look) unseen() (out []string) {
-	var away []string
+// unseen says what the replicas that cannot be asked may hold.
+func (l *look) unseen(chosen *holding) (out []string) {
+	var silent []string
 	for i, v := range l.config.Voters {
-		if l.of(v) == nil {
-			text := v.Store.String()
-			if l.config.Members.Has(i) {
-				text += " (in sync)"
-			}
-			away = append(away, text)
+		if h := l.of(v); h == chosen || h != nil && !h.doubtful {
+			continue
 		}
+		text := l.place(v.Store)
+		if l.config.Members.Has(i) {
+			text += " (in sync)"
+		}
+		silent = append(silent, text)
 	}
-	if len(away) > 0 && !l.certain() {
-		out = append(out, fmt.Sprintf("these stores cannot be read, and are enough to have gone on without the others: %s. What was acknowledged by them alone, under a configuration newer than %s, is lost; nobody here can tell whether there is any",
-			strings.Join(away, ", "), l.config))
-	} else if len(away) > 0 {
-		out = append(out, fmt.Sprintf("these stores cannot be read and are not compared: %s", strings.Join(away, ", ")))
+	switch {
+	case len(silent) == 0:
+	case l.certain():
+		out = append(out, fmt.Sprintf("away, or with a damaged record, and not compared: %s", strings.Join(silent, ", ")))
+	default:
+		out = append(out, fmt.Sprintf("too many are away or have a damaged record to know whether they went on without the others: %s. What they alone acknowledged, under a configuration newer than %s, is lost; nobody here can tell whether there is any",
+			strings.Join(silent, ", "), l.config))
 	}
 	return out
 }

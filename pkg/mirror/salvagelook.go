@@ -37,13 +37,14 @@ type look struct {
 	config   quorum.Config
 	holdings []*holding // of this volume, by store
 	hash     *digest.Hasher
+	place    func(store quorum.UUID) string // for people: where a store is, or was
 	read     volume.Bytes
 	wrong    map[*holding]damageCount // where everything was read
 }
 
 // look opens every replica of the volume that is there. ErrNotFound where no store that is there has any of it.
 func (e *Engine) look(ctx context.Context, id volume.ID) (*look, error) {
-	l := &look{found: e.survey(id), ctx: ctx, node: e.Node, boot: e.boot}
+	l := &look{found: e.survey(id), ctx: ctx, node: e.Node, boot: e.boot, place: e.stores.placeOf}
 	if l.floorErr != nil {
 		return nil, l.floorErr
 	}

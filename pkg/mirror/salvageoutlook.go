@@ -94,7 +94,7 @@ func (l *look) tooFew(c quorum.Config, answers []quorum.Answer) outlook {
 	if known+len(away) < need {
 		return stuck("%s, and too few of the others can still come back: %s", text, l.faults(c.Voters))
 	}
-	return outlook{Outlook: engine.OutlookWaits, because: fmt.Sprintf("%s: %d more of the stores that are away", text, need-known), waits: away}
+	return outlook{Outlook: engine.OutlookWaits, because: fmt.Sprintf("%s; %d more of the stores that are away must come back", text, need-known), waits: away}
 }
 
 // noMember says whether a member is away.
@@ -107,7 +107,7 @@ func (l *look) noMember(c quorum.Config) outlook {
 	if len(away) == 0 {
 		return stuck("no member of its newest configuration %s can be read: %s", c, l.faults(members))
 	}
-	return outlook{Outlook: engine.OutlookWaits, because: fmt.Sprintf("none of the replicas that answer holds everything of the newest configuration %s: one more, of these stores", c), waits: away}
+	return outlook{Outlook: engine.OutlookWaits, because: fmt.Sprintf("none of the replicas that answer holds everything of the newest configuration %s; one of the stores that do must come back", c), waits: away}
 }
 
 func (l *look) away(voters []quorum.Voter) (out []quorum.Voter) {

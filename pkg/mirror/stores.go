@@ -210,6 +210,18 @@ func (s *stores) absent(id quorum.UUID) (path string, why error, ok bool) {
 	return "", nil, false
 }
 
+// placeOf is where the store is, or was, and its ID where nobody knows.
+func (s *stores) placeOf(id quorum.UUID) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, known := range s.known {
+		if known == id {
+			return path
+		}
+	}
+	return id.String()
+}
+
 func (s *stores) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
