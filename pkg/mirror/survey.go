@@ -3,6 +3,7 @@ package mirror
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -27,12 +28,16 @@ type peek struct {
 
 // survey asks every store that is there.
 func survey(dirs []*store.Dir, id volume.ID) found {
-	f := found{id: id}
-	for _, d := range dirs {
-		p := peek{dir: d}
-		p.super, p.record, p.err = d.Peek(id)
-		f.peeks = append(f.peeks, p)
+	f := found{id: id, peeks: make([]peek, len(dirs))}
+	var wg sync.WaitGroup
+	for i, d := range dirs {
+		wg.Go(func() {
+			p := &f.peeks[i]
+			p.dir = d
+			p.super, p.record, p.err = d.Peek(id)
+		})
 	}
+	wg.Wait()
 	return f
 }
 

@@ -51,7 +51,7 @@ func (r *Replica) Sync() error {
 	if err := r.Failed(); err != nil {
 		return err
 	}
-	return r.wrote("syncing data", r.data.Datasync())
+	return r.synced("syncing data", r.data.Datasync())
 }
 
 // NextData returns the first block not below the given one whose region may hold data or entries. It is false where

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -125,12 +126,19 @@ func (d *Dir) Remove(id volume.ID) error {
 
 // settle makes durable which replicas are there. A rename from one directory to another is that once both are synced.
 func (d *Dir) settle() error {
-	for _, name := range []string{incomingName, trashName, volumesName} {
-		if err := d.fs.SyncDir(d.join(name)); err != nil {
-			return err
-		}
+	of := func(name string) func() error { return func() error { return d.fs.SyncDir(d.join(name)) } }
+	return atOnce(of(incomingName), of(trashName), of(volumesName))
+}
+
+// atOnce makes calls that each wait for the disk, and returns one of their errors.
+func atOnce(calls ...func() error) error {
+	errs := make([]error, len(calls))
+	var wg sync.WaitGroup
+	for i, call := range calls {
+		wg.Go(func() { errs[i] = call() })
 	}
-	return nil
+	wg.Wait()
+	return cmp.Or(errs...)
 }
 
 // Sweep removes what interrupted calls of Create and Remove left. The caller holds the Lock, and nobody calls those meanwhile.

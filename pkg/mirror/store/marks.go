@@ -177,7 +177,7 @@ func (r *Replica) writeDirtyPages(pages []int64) error {
 			return r.wroteSpace("writing the dirty map", err)
 		}
 	}
-	return r.wrote("syncing the dirty map", r.meta.Datasync())
+	return r.synced("syncing the dirty map", r.meta.Datasync())
 }
 
 // pagesOf lists the pages that hold the regions, each once.

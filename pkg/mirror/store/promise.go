@@ -133,14 +133,45 @@ func (r *Replica) writeSlot(rec Record) error {
 	if err := r.Failed(); err != nil {
 		return err
 	}
+	r.seen = rec.Sequence // from now on a sector may show it
 	p := aligned(slotSize)
 	encodeSlot(p, r.super.Incarnation, rec)
-	err := r.meta.WriteAt(p, slotOffset+int64(slotOf(rec.Sequence))*slotSize)
-	if err == nil {
-		err = r.meta.Datasync()
-	}
-	if err != nil {
+	if err := r.meta.WriteAt(p, slotOffset+int64(slotOf(rec.Sequence))*slotSize); err != nil {
 		return r.wrote("writing the record", err)
+	}
+	if err := r.meta.Datasync(); err != nil {
+		return r.synced("syncing the record", err)
+	}
+	r.record.Store(&rec)
+	return nil
+}
+
+// MarkLossy is Mark(true) of a replica that has failed: it tries to leave word for whoever opens it next. What that finds
+// otherwise is what it would have found without it.
+func (r *Replica) MarkLossy() error {
+	r.metaMu.Lock()
+	defer r.metaMu.Unlock()
+	if r.unknown {
+		return r.dir.errorf("volume %s: record: %w", r.id, ErrDamaged)
+	}
+	p := aligned(2 * slotSize)
+	if err := r.meta.ReadAt(p, slotOffset); err != nil {
+		return r.dir.replicaError(r.id, err)
+	}
+	rec, seen, err := choose(decodeSlots(p, r.super))
+	if held := r.record.Load().Sequence; err == nil && rec.Sequence != held && rec.Sequence != r.seen {
+		err = fmt.Errorf("%w: somebody else has written record %d where %d was ours", ErrFenced, rec.Sequence, held)
+	}
+	if err != nil || rec.Lossy {
+		return err
+	}
+	rec.Lossy, rec.Sequence = true, nextSequence(rec, max(seen, r.seen))
+	encodeSlot(p, r.super.Incarnation, rec)
+	if err := r.meta.WriteAt(p[:slotSize], slotOffset+int64(slotOf(rec.Sequence))*slotSize); err != nil {
+		return r.dir.replicaError(r.id, err)
+	}
+	if err := r.meta.Datasync(); err != nil {
+		return r.dir.replicaError(r.id, err)
 	}
 	r.seen = rec.Sequence
 	r.record.Store(&rec)

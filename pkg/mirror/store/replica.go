@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,7 @@ type Replica struct {
 	data    vfs.File
 
 	failure atomic.Pointer[error]
+	lost    atomic.Bool            // a sync failed
 	record  atomic.Pointer[Record] // never nil, never altered, only replaced
 
 	metaMu  sync.Mutex // held while meta is written
@@ -106,15 +108,11 @@ func (r *Replica) files() []namedFile {
 }
 
 // load reads all that is kept in memory. It syncs first: a process that was killed may have made or written what is read now, and
-// not synced it. A mark in the dirty map that only the disk's cache knows must not pass for a durable one.
+// not synced it. A mark in the dirty map that only the disk's cache knows must not pass for a durable one. Of blocks and entries
+// nobody believes anything before a Sync, so they are left alone: a guest may be waiting for us.
 func (r *Replica) load(evenUnknown bool) error {
-	if err := r.dir.settle(); err != nil {
+	if err := atOnce(r.dir.settle, r.meta.Datasync, r.regions.Datasync); err != nil {
 		return err
-	}
-	for _, f := range r.files() {
-		if err := (*f.file).Datasync(); err != nil {
-			return err
-		}
 	}
 	h, err := readHead(r.meta)
 	if err == nil {
@@ -209,6 +207,11 @@ func (r *Replica) Present() error {
 	return nil
 }
 
+// Reachable returns an error where not even the superblock can be read from the disk any more.
+func (r *Replica) Reachable() error {
+	return r.read("superblock", r.meta.ReadAt(aligned(superblockSize), 0))
+}
+
 func (r *Replica) gone(name string, err error) error {
 	if err == nil {
 		err = errors.New("it leads to another file")
@@ -231,6 +234,18 @@ func (r *Replica) Failed() error {
 		return *err
 	}
 	return nil
+}
+
+// SyncFailed says that a sync failed: what the replica took since the one before may be gone, though it reads as if it were there, or as if
+// it had never come.
+func (r *Replica) SyncFailed() bool { return r.lost.Load() }
+
+// synced is wrote for a sync.
+func (r *Replica) synced(what string, err error) error {
+	if err != nil && !errors.Is(err, fs.ErrClosed) {
+		r.lost.Store(true)
+	}
+	return r.wrote(what, err)
 }
 
 // wrote judges the outcome of a write or sync: what fails it fails the replica.

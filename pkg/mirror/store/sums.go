@@ -52,7 +52,7 @@ func (r *Replica) WriteSums(sums map[int64]digest.Sum) error {
 		}
 		regions = regions[n:]
 	}
-	return r.wrote("syncing sums", r.regions.Datasync())
+	return r.synced("syncing sums", r.regions.Datasync())
 }
 
 // patchSums reads a page of sums into p, sets those of the regions and writes it.
