@@ -13,6 +13,8 @@ var (
 	ErrNoMajority = errors.New("no majority")
 	// ErrNoMember: a majority answered, but no member of the newest configuration that may be the source.
 	ErrNoMember = errors.New("no member of the newest configuration")
+	// ErrAllLossy: every member of the newest configuration was reached, and none may be the source of a warm take-over.
+	ErrAllLossy = errors.New("every member of the newest configuration lost its cache")
 )
 
 // Answer is what one voter said when it was asked. A voter that did not answer, whose record is damaged, or that is
@@ -67,6 +69,9 @@ func Elect(answers []Answer, warm bool) (newest Config, sources Set, err error) 
 	}
 	if need := Majority(len(newest.Voters)); known.Len() < need {
 		return newest, 0, fmt.Errorf("%w: %d of %d replicas answer, %d are needed", ErrNoMajority, known.Len(), len(newest.Voters), need)
+	}
+	if warm && usable == 0 && newest.Members.Without(known) == 0 {
+		return newest, 0, fmt.Errorf("%w: configuration %s has members %v", ErrAllLossy, newest, newest.Members.Indexes())
 	}
 	if usable == 0 {
 		return newest, 0, fmt.Errorf("%w: configuration %s has members %v, reached are %v", ErrNoMember, newest, newest.Members.Indexes(), known.Indexes())

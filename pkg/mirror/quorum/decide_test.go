@@ -28,6 +28,8 @@ func TestElect(t *testing.T) {
 	alone := config(3, 4, 3, 0)
 	lossy := says(all)
 	lossy.Lossy = true
+	lossyAlone := says(alone)
+	lossyAlone.Lossy = true
 	silent := Answer{}
 	for _, c := range []struct {
 		name    string
@@ -46,7 +48,10 @@ func TestElect(t *testing.T) {
 		{"the excluded one is no source", []Answer{says(less), silent, says(all)}, false, less, SetOf(0), nil},
 		{"cold: a lossy member may be the source", []Answer{lossy, lossy, silent}, false, all, SetOf(0, 1), nil},
 		{"warm: it may not", []Answer{lossy, says(all), silent}, true, all, SetOf(1), nil},
-		{"warm: all lossy", []Answer{lossy, lossy, lossy}, true, all, 0, ErrNoMember},
+		{"warm: all lossy", []Answer{lossy, lossy, lossy}, true, all, 0, ErrAllLossy},
+		{"warm: those that answer are lossy", []Answer{lossy, lossy, silent}, true, all, 0, ErrNoMember},
+		{"warm: the only member is lossy", []Answer{lossyAlone, says(all), silent}, true, alone, 0, ErrAllLossy},
+		{"warm: the only member is lossy, and no majority says that it is the only one", []Answer{lossyAlone, silent, silent}, true, alone, 0, ErrNoMajority},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			newest, sources, err := Elect(c.answers, c.warm)
