@@ -44,9 +44,9 @@ type OpenConfig struct {
 	Holder string
 	// Boot identifies the running kernel: a cache that was lost with another one makes its replica lossy.
 	Boot quorum.UUID
-	// Warm: the guest's device is alive. nil: it is a new one.
+	// Warm takes a device over from an engine that is dead or has yielded (ForDevice only). nil: the device is new.
 	Warm *Warm
-	// Suspend: where every member fails nobody is answered, since the engine after this one may.
+	// Suspend: where the session is ended by force its requests are not answered, since the engine after it may. See Lost.
 	Suspend  bool
 	Progress func(engine.Progress) // of the recovery; may be nil
 	Log      *slog.Logger
@@ -57,8 +57,13 @@ type OpenConfig struct {
 // makes the members identical, and commits its own first configuration (DESIGN.md §3.1, §3.2). When it returns a session
 // nothing of an older epoch reaches the volume any more.
 //
+// Warm, everything counts that the engine before acknowledged, and members that may have lost some of it drop out. What it left
+// unsettled is settled when it is first asked for, and in the background: the guest waits for no more than the locks, two records on
+// each store and the regions' sums.
+//
 // ErrUnavailable: too few replicas answer; nothing was changed but promises. ErrBusy: another process holds the volume.
-// ErrStaleEpoch: the attachment is not the open one. ErrNotFound, ErrQuarantined as they say.
+// ErrStaleEpoch: the attachment is not the open one, or, warm, somebody came between. ErrDeviceLost: warm, and no member has all that
+// was acknowledged. ErrNotFound, ErrQuarantined as they say.
 func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 	found := survey(c.Stores, c.ID)
 	found.floor = c.Floor
@@ -68,6 +73,7 @@ func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 	}
 	s := newSession(c)
 	s.view.Store(&view{config: newest, replicas: make([]*replica, len(newest.Voters))})
+	s.opening.Store(true)
 	if err := s.attach(c); err != nil {
 		s.Close()
 		return nil, err
@@ -79,7 +85,7 @@ func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 }
 
 func newSession(c OpenConfig) *Session {
-	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions()}
+	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions(), suspend: c.Suspend, lost: make(chan struct{})}
 	s.mark.Boot = c.Boot
 	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
 	s.pages = newPages(s.loadPage)
@@ -92,7 +98,10 @@ func (s *Session) attach(c OpenConfig) error {
 	if err := s.openVoters(); err != nil {
 		return err
 	}
-	newest, _, err := s.elect()
+	if c.Warm != nil {
+		c.Warm.forget(s.view.Load().replicas)
+	}
+	newest, _, err := s.elect(c.Warm)
 	if err != nil {
 		return err
 	}
@@ -102,14 +111,15 @@ func (s *Session) attach(c OpenConfig) error {
 	if err := s.fence(); err != nil {
 		return err
 	}
-	newest, sources, err := s.elect()
+	newest, sources, err := s.elect(c.Warm)
 	if err != nil {
 		return err
 	}
-	s.unclean = !newest.Flags.Has(quorum.Clean) && newest.Writer != 0
+	s.unflushed = !newest.Flags.Has(quorum.Clean) && newest.Writer != 0
+	s.unclean = s.unflushed && c.Warm == nil
 	s.adoptConfig(newest, sources, c.Purpose)
 	if c.Purpose != ForControl {
-		if err := s.recover(newest, c.Progress); err != nil {
+		if err := s.recover(newest, c); err != nil {
 			return err
 		}
 	}
@@ -187,14 +197,6 @@ func (s *Session) answers() []quorum.Answer {
 	return out
 }
 
-func (s *Session) elect() (quorum.Config, quorum.Set, error) {
-	newest, sources, err := quorum.Elect(s.answers(), false)
-	if err != nil {
-		return newest, 0, fmt.Errorf("%w: volume %s: %w", engine.ErrUnavailable, s.id, err)
-	}
-	return newest, sources, nil
-}
-
 // allowed refuses before anything is promised.
 func (s *Session) allowed(newest quorum.Config, c OpenConfig) error {
 	switch {
@@ -202,6 +204,9 @@ func (s *Session) allowed(newest quorum.Config, c OpenConfig) error {
 		return fmt.Errorf("%w: volume %s was deleted", engine.ErrNotFound, s.id)
 	case c.Attachment != 0 && newest.Published != c.Attachment:
 		return fmt.Errorf("%w: volume %s is published at epoch %d, not %d; publish it again", engine.ErrStaleEpoch, s.id, newest.Published, c.Attachment)
+	case c.Warm != nil && !c.Warm.follows(newest):
+		return fmt.Errorf("%w: volume %s: its newest configuration is %s, of writer %d: it is not the device's any more; detach it and attach it anew",
+			engine.ErrStaleEpoch, s.id, newest, newest.Writer)
 	case c.Purpose == ForDevice && newest.Flags.Has(quorum.Quarantined):
 		return fmt.Errorf("%w: volume %s", engine.ErrQuarantined, s.id)
 	case c.Purpose == ForControl && !newest.Flags.Has(quorum.Sealed):
@@ -242,26 +247,42 @@ func (s *Session) begin(c OpenConfig) error {
 	next := s.view.Load().config
 	switch c.Purpose {
 	case ForControl:
+		s.opening.Store(false)
 		return nil // what it was opened for is its first configuration
 	case ForDevice:
 		next.Flags |= quorum.Staged
 		next.Writer = s.epoch
 		editAttributes(&next, func(a *attributes) { a.Since = time.Now().UTC().Truncate(time.Second) }) //nolint:errcheck // for people: left out where there is no room
 		next.Flags &^= quorum.Sealed | quorum.Clean
-		if err := s.raiseDoubt(&next, c.Warm != nil); err != nil {
+		if err := s.raiseDoubt(&next); err != nil {
 			return err
 		}
 	case ForRecovery:
 		s.stopped = true
 		next.Flags &^= quorum.Sealed // Clean stays: it speaks of the last writer with a device
 	}
-	return s.commit(next, true)
+	if err := s.commit(next, true); err != nil {
+		return err
+	}
+	s.opening.Store(false)
+	s.forgive()
+	return nil
+}
+
+// forgive takes the mark of a lost cache from the members: they were made identical, durably.
+func (s *Session) forgive() {
+	each(s.view.Load().members(), func(r *replica) error {
+		if !r.Record().Lossy {
+			return nil
+		}
+		return r.Mark(false) // where that fails it stays as it is, which costs a rebuild
+	}, nil)
 }
 
 // raiseDoubt remembers, until somebody has checked it, that the filesystem is one whose writer had not flushed: the next writer that stops
 // in good order is clean again, and says nothing of what it found. Warm the guest is alive, and loses nothing.
-func (s *Session) raiseDoubt(next *quorum.Config, warm bool) error {
-	if !s.unclean || warm {
+func (s *Session) raiseDoubt(next *quorum.Config) error {
+	if !s.unclean {
 		return nil
 	}
 	return editAttributes(next, func(a *attributes) { a.Format = a.Format.AfterUnclean() })

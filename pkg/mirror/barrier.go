@@ -3,27 +3,33 @@ package mirror
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
-	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
 // Stop refuses writes from now on, waits for those in flight, flushes, and records at a majority that the writer left nothing
-// behind: whoever takes its place from here on finds a clean volume. Reads go on. Stopping twice is no error.
+// behind: whoever takes its place from here on finds a clean volume. Where something is unsettled Evidence records that. Reads
+// go on. Stopping twice is no error.
 func (s *Session) Stop() error {
 	s.gate.Lock() // waits for every request in flight
 	s.stopped = true
 	s.gate.Unlock()
-	if err := s.Flush(); err != nil || s.Config().Flags.Has(quorum.Clean) {
+	settled := s.regions.settled() // before the flush, which makes it durable
+	if err := s.flushShared(); err != nil || !settled {
 		return err
+	}
+	return s.leftClean()
+}
+
+// leftClean records that every checksum on the stores is final.
+func (s *Session) leftClean() error {
+	if s.Config().Flags.Has(quorum.Clean) {
+		return nil
 	}
 	return s.Update(func(c *quorum.Config) error {
 		c.Flags |= quorum.Clean
@@ -51,43 +57,28 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 		return engine.Barrier{}, err
 	}
 	s.restore(ctx, progress)
-	if err := s.Flush(); err != nil {
+	if err := s.finish(ctx); err != nil {
 		return engine.Barrier{}, err
 	}
 	if err := s.verifyDirty(ctx, progress); err != nil {
 		return engine.Barrier{}, err
 	}
-	if err := s.settleClean(s.regions.list()); err != nil {
+	if err := s.makeClean(s.regions.list()); err != nil {
 		return engine.Barrier{}, err
 	}
 	return s.testify()
 }
 
-// verifyAtOnce is how many regions are read back at the same time, so that the disks are kept busy while checksums are
-// computed. Each takes 1 MiB of memory for each member.
-const verifyAtOnce = 4
-
-// verifyDirty reads back every dirty region. Blocks that nobody can decide are in the ledger when it returns.
-func (s *Session) verifyDirty(ctx context.Context, progress func(engine.Progress)) error {
-	meter := newMeter("verify", progress)
-	dirty := s.regions.list()
-	for _, r := range dirty {
-		meter.total += s.unverified(r)
+// finish settles what is left and flushes. What nobody can decide is in the ledger then.
+func (s *Session) finish(ctx context.Context) error {
+	if err := decided(s.settleAll(ctx)); err != nil {
+		return err
 	}
-	work, ctx := errgroup.WithContext(ctx)
-	work.SetLimit(verifyAtOnce)
-	for _, r := range dirty {
-		if ctx.Err() != nil {
-			break
-		}
-		work.Go(func() error {
-			if err := s.verifyRegion(r, meter); err != nil && !errors.Is(err, errNoCopy) {
-				return err
-			}
-			return ctx.Err()
-		})
+	settled := s.regions.settled()
+	if err := s.flushShared(); err != nil || !settled || s.Config().Writer != s.epoch {
+		return err
 	}
-	return work.Wait()
+	return s.leftClean()
 }
 
 // present refuses unless a majority of the voters, and a member, are found where they belong, and excludes members that are not.
@@ -122,157 +113,6 @@ func (f failures) among(s quorum.Set) (out failures) {
 		}
 	}
 	return out
-}
-
-// unverified is how much a verification of the region reads from all members.
-func (s *Session) unverified(index int64) volume.Bytes {
-	r := s.regions.get(index)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var n volume.Bytes
-	for first, count := nextRun(&r.written, 0); count > 0; first, count = nextRun(&r.written, first+count) {
-		n += volume.Bytes(count * store.BlockSize)
-	}
-	return n * volume.Bytes(len(s.view.Load().members()))
-}
-
-// verifyRegion reads back what was written in a dirty region and mends what differs from what the engine expects. Nobody
-// writes in the region meanwhile. What was mended is durable when it returns. errNoCopy where a block stays unresolved.
-func (s *Session) verifyRegion(index int64, meter *meter) error {
-	reg := s.regions.get(index)
-	if reg == nil || reg.written.empty() {
-		return nil
-	}
-	expected, err := s.expectedRegion(index)
-	if err != nil {
-		return err
-	}
-	bad, err := s.readBack(index, expected, &reg.written, meter)
-	if err != nil {
-		return err
-	}
-	if len(bad) > 0 {
-		if err := errors.Join(s.mendEach(bad), s.Flush()); err != nil {
-			return err
-		}
-		if expected, err = s.expectedRegion(index); err != nil {
-			return err
-		}
-	}
-	reg.mu.Lock()
-	reg.sum, reg.written = expected.sum(s.hash), blockset{}
-	reg.mu.Unlock()
-	return nil
-}
-
-// mendEach mends every block it can.
-func (s *Session) mendEach(blocks []int64) error {
-	var errs []error
-	for _, b := range blocks {
-		if err := s.mend(b); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// expectation is what the engine expects of a region's blocks.
-type expectation struct {
-	entries [store.RegionBlocks]digest.Entry
-	sound   blockset
-}
-
-func (x *expectation) sum(h *digest.Hasher) (s digest.Sum) {
-	for i := range x.entries {
-		h.Add(&s, x.entries[i].Hash)
-	}
-	return s
-}
-
-func (s *Session) expectedRegion(index int64) (*expectation, error) {
-	held, err := s.pin(index*store.RegionBlocks, store.RegionBlocks)
-	defer s.unpin(held)
-	if err != nil {
-		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, err)
-	}
-	x := &expectation{}
-	for i := range int64(store.RegionBlocks) {
-		e, ok := held[i/store.EntriesPerPage].entry(index*store.RegionBlocks + i)
-		if x.entries[i] = e; ok {
-			x.sound.add(i)
-		}
-	}
-	return x, nil
-}
-
-// readBack compares what every member holds of the wanted blocks with what is expected, and every member's entries of
-// the whole region. Wrong entries are rewritten; wrong blocks are returned.
-func (s *Session) readBack(index int64, expected *expectation, want *blockset, meter *meter) (bad []int64, err error) {
-	images, failed := readImages(s.hash, s.view.Load().members(), index, want)
-	if len(failed) > 0 {
-		if err := s.exclude(failed); err != nil {
-			return nil, err
-		}
-	}
-	wrong := map[int64]struct{}{}
-	for _, m := range images {
-		meter.add(m.bytes - store.PagesPerRegion*store.PageSize)
-		s.ledger.read(m.replica.id(), m.bytes)
-		for _, b := range m.wrong(index, expected, want) {
-			wrong[b] = struct{}{}
-		}
-		if m.entries == expected.entries && m.sound == expected.sound {
-			continue
-		}
-		s.log.Warn("checksums differ from what was written, rewriting them", "volume", s.id, "region", index, "replica", m.replica.id())
-		if err := writeRegionEntries(m.replica, index, &expected.entries); err != nil {
-			return nil, s.exclude(failures{{m.replica, err}})
-		}
-	}
-	return sortedKeys(wrong), nil
-}
-
-// wrong lists the wanted blocks whose content is not what is expected.
-func (m *image) wrong(index int64, expected *expectation, want *blockset) (out []int64) {
-	for i := range int64(store.RegionBlocks) {
-		if want.has(i) && (!m.read.has(i) || !expected.sound.has(i) || m.data[i] != expected.entries[i].Hash) {
-			out = append(out, index*store.RegionBlocks+i)
-		}
-	}
-	return out
-}
-
-// settleClean makes verified regions clean: their sums durable first, then the maps.
-func (s *Session) settleClean(regions []int64) error {
-	sums := make(map[int64]digest.Sum, len(regions))
-	done := make([]int64, 0, len(regions))
-	for _, i := range regions {
-		r := s.regions.get(i)
-		r.mu.Lock()
-		if r.written.empty() {
-			sums[i] = r.sum
-			done = append(done, i)
-		}
-		r.mu.Unlock()
-	}
-	if len(done) == 0 {
-		return nil
-	}
-	failed := each(s.view.Load().members(), func(r *replica) error {
-		if err := r.WriteSums(sums); err != nil {
-			return err
-		}
-		return r.ClearDirty(done)
-	}, nil)
-	if len(failed) > 0 {
-		if err := s.exclude(failed); err != nil {
-			return err
-		}
-	}
-	for _, i := range done {
-		s.regions.settle(i)
-	}
-	return nil
 }
 
 // testify is the barrier as the stores' own tables have it.

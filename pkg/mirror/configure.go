@@ -31,6 +31,9 @@ func (s *Session) excludeLocked(failed failures) error {
 	for _, f := range failed {
 		f.replica.Fail(f.err)
 	}
+	if s.opening.Load() {
+		return s.leaveOut(failed)
+	}
 	next := v.config
 	next.Members = v.config.Members.Without(gone)
 	if next.Members == 0 {
@@ -57,7 +60,9 @@ func (s *Session) commitOrStall(next quorum.Config) error {
 			return err
 		}
 		why := err.Error()
-		s.stalled.Store(&why)
+		if s.stalled.Swap(&why) == nil {
+			s.markLossy() // before it is opened again, and votes: if this process dies nobody else knows
+		}
 		s.log.Error("requests wait for a majority of replicas", "volume", s.id, "cause", err)
 		select {
 		case <-s.background.ctx.Done():

@@ -13,15 +13,17 @@ import (
 // together with its checksums. Concurrent calls share one run.
 func (s *Session) Flush() error {
 	s.touch()
-	return s.flushes.do(s.flush)
+	return s.answer(s.flushShared())
 }
+
+func (s *Session) flushShared() error { return s.flushes.do(s.flush) }
 
 // bound keeps the entries that wait for a flush within their bounds: a write that finds too many waits for one. From half of
 // that on one is made in the background, so that none has to wait.
 func (s *Session) bound() error {
 	switch n := s.pages.dirtyCount(); {
 	case n > s.pages.dirtyMax:
-		return s.Flush()
+		return s.flushShared()
 	case n > s.pages.dirtyMax/2:
 		select {
 		case s.background.flush <- struct{}{}:
@@ -38,7 +40,7 @@ func (s *Session) flushAhead(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-s.background.flush:
-			_ = s.flushes.do(s.flush)
+			_ = s.flushShared()
 		}
 	}
 }

@@ -44,6 +44,17 @@ func (l *ledger) resolve(block int64) {
 	delete(l.unresolved, block)
 }
 
+// rewritten resolves what was found in blocks that were written anew.
+func (l *ledger) rewritten(first, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for block := range l.unresolved {
+		if block >= first && block < first+n {
+			delete(l.unresolved, block)
+		}
+	}
+}
+
 func (l *ledger) read(id engine.ReplicaID, n volume.Bytes) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

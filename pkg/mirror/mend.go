@@ -85,8 +85,7 @@ func (s *Session) expected(block int64) (*quorum.Hash, *page, error) {
 // adopt makes a copy's content what the engine expects, where it had no sound entry. The region's sum already counted
 // the block as nothing or as what it was, so it is computed anew when the region is next verified.
 func (s *Session) adopt(p *page, block int64, c quorum.Copy) {
-	v := digest.Version{Epoch: uint32(s.epoch), Sequence: s.sequence.Add(1)}
-	s.pages.set(p, block, digest.Entry{Hash: digest.Hash(c.Data), Version: v})
+	s.pages.set(p, block, digest.Entry{Hash: digest.Hash(c.Data), Version: s.nextVersion()})
 }
 
 // overwrite writes the winner over the copies that differ, and reads it back from them.

@@ -34,7 +34,7 @@ type page struct {
 
 // pages is what the engine expects of every block, kept in memory for what is worked on and read from a member otherwise.
 type pages struct {
-	load     func(index int64, raw []byte) error
+	load     func(index int64, raw []byte) (differ bool, err error) // differ: the stores do not all have what was loaded
 	max      int
 	dirtyMax int
 
@@ -44,7 +44,7 @@ type pages struct {
 	dirty map[int64]*page
 }
 
-func newPages(load func(int64, []byte) error) *pages {
+func newPages(load func(int64, []byte) (bool, error)) *pages {
 	return &pages{load: load, max: pagesMax, dirtyMax: pagesDirtyMax, all: map[int64]*page{}, order: list.New(), dirty: map[int64]*page{}}
 }
 
@@ -52,7 +52,11 @@ func newPages(load func(int64, []byte) error) *pages {
 func (c *pages) get(index int64) (*page, error) {
 	p, fresh := c.pin(index)
 	if fresh {
-		p.err = c.load(index, p.raw)
+		var differ bool
+		if differ, p.err = c.load(index, p.raw); differ && p.err == nil {
+			p.dirty = true // nobody else knows of p yet
+			c.touch(p)
+		}
 		close(p.loaded)
 	} else {
 		<-p.loaded
@@ -73,10 +77,12 @@ func (c *pages) pin(index int64) (p *page, fresh bool) {
 		p.place = c.order.PushFront(p)
 		c.all[index] = p
 		fresh = true
+	}
+	p.pins++ // before room is made for it: it must not be what goes
+	c.order.MoveToFront(p.place)
+	if fresh {
 		c.evict(c.max)
 	}
-	p.pins++
-	c.order.MoveToFront(p.place)
 	return p, fresh
 }
 

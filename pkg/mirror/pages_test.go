@@ -11,7 +11,7 @@ import (
 // cacheOf holds the pages in memory, clean.
 func cacheOf(t *testing.T, indexes ...int64) (*pages, map[int64]*page) {
 	t.Helper()
-	c := newPages(func(int64, []byte) error { return nil })
+	c := newPages(func(int64, []byte) (bool, error) { return false, nil })
 	all := map[int64]*page{}
 	for _, i := range indexes {
 		p, err := c.get(i)

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"syscall"
@@ -12,9 +13,14 @@ import (
 
 // ReadAt implements device.Backend: every block is compared with its checksum; one that differs is mended from another member before
 // it is returned. EIO where no copy can win.
-func (s *Session) ReadAt(p []byte, off int64) error {
+func (s *Session) ReadAt(p []byte, off int64) error { return s.answer(s.read(p, off)) }
+
+func (s *Session) read(p []byte, off int64) error {
 	s.touch()
 	first, n := blocksOf(off, int64(len(p)))
+	if err := s.settleRange(first, n); err != nil {
+		return err
+	}
 	held := s.ranges.lock(first, n, false)
 	bad, err := s.readRange(p, off, first, n)
 	s.ranges.unlock(held)
@@ -121,8 +127,45 @@ func blockRange(first, n int64) []int64 {
 }
 
 // loadPage reads a page of entries from the members: from the first one, and where an entry there is damaged, the newest
-// sound one of the others.
-func (s *Session) loadPage(index int64, raw []byte) error {
+// sound one of the others. Where the page's region is unsettled the newest of all members counts, and differ says that they
+// are not the same everywhere.
+func (s *Session) loadPage(index int64, raw []byte) (differ bool, err error) {
+	if left := s.regions.unsettledIn(index/store.PagesPerRegion, allBlocks); !left.empty() {
+		return s.mergePage(index, raw)
+	}
+	return false, s.readPage(index, raw)
+}
+
+// mergePage makes raw the newest sound entries that any member has.
+func (s *Session) mergePage(index int64, raw []byte) (differ bool, err error) {
+	members := s.view.Load().members()
+	all := vfs.GetBuffer(len(members) * store.PageSize)
+	defer vfs.PutBuffer(all)
+	at := func(i int) []byte { return all[i*store.PageSize : (i+1)*store.PageSize] }
+	next := 0
+	failed := together(members, func(t *store.Transfers, r *replica) {
+		t.ReadEntries(r.Replica, at(next), index)
+		next++
+	}, nil)
+	if len(failed) == len(members) {
+		return false, failed.err()
+	}
+	loaded := false
+	for i, r := range members {
+		switch {
+		case failed.set().Has(r.index):
+		case !loaded:
+			loaded, differ = true, !allSound(at(i), index)
+			copy(raw, at(i))
+		default:
+			differ = differ || !bytes.Equal(raw, at(i))
+			mergeEntries(raw, at(i), index)
+		}
+	}
+	return differ, nil
+}
+
+func (s *Session) readPage(index int64, raw []byte) error {
 	var errs []error
 	loaded := false
 	other := vfs.GetBuffer(store.PageSize)

@@ -230,6 +230,9 @@ func (s *Session) behind(r *replica) ([]int64, error) {
 func (s *Session) copyRegion(r *replica, index int64) (digest.Sum, error) {
 	held := s.ranges.lock(index*store.RegionBlocks, store.RegionBlocks, true)
 	defer s.ranges.unlock(held)
+	if err := s.settleHeld(index*store.RegionBlocks, store.RegionBlocks); err != nil {
+		return digest.Sum{}, err
+	}
 	expected, err := s.expectedRegion(index)
 	if err != nil {
 		return digest.Sum{}, err
@@ -256,6 +259,15 @@ func (s *Session) copyRegion(r *replica, index int64) (digest.Sum, error) {
 	return expected.sum(s.hash), writeRegionEntries(r, index, &expected.entries)
 }
 
+func writeRegionEntries(r *replica, index int64, entries *[store.RegionBlocks]digest.Entry) error {
+	raw := vfs.GetBuffer(store.PagesPerRegion * store.PageSize)
+	defer vfs.PutBuffer(raw)
+	for i, e := range entries {
+		digest.Encode(raw[i*digest.EntrySize:(i+1)*digest.EntrySize], index*store.RegionBlocks+int64(i), e)
+	}
+	return r.WriteEntries(raw, index*store.PagesPerRegion)
+}
+
 // admit makes r a member once everything on it is durable. Requests wait for the last sync.
 func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 	s.gate.Lock()
@@ -275,6 +287,9 @@ func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 	}
 	if err == nil {
 		err = r.ClearDirty(clean)
+	}
+	if err == nil {
+		err = r.Mark(false) // it joins anew, with everything durable
 	}
 	targets := v.targets.Without(quorum.SetOf(r.index))
 	if err != nil {

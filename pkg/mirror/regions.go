@@ -14,8 +14,47 @@ type blockset [store.RegionBlocks / 64]uint64
 
 func (b *blockset) has(i int64) bool { return b[i/64]&(1<<(i%64)) != 0 }
 func (b *blockset) add(i int64)      { b[i/64] |= 1 << (i % 64) }
+func (b *blockset) remove(i int64)   { b[i/64] &^= 1 << (i % 64) }
+
+// and is what is in both.
+func (b *blockset) and(o *blockset) (out blockset) {
+	for i := range b {
+		out[i] = b[i] & o[i]
+	}
+	return out
+}
+
+// without is b less o.
+func (b *blockset) without(o *blockset) (out blockset) {
+	for i := range b {
+		out[i] = b[i] &^ o[i]
+	}
+	return out
+}
+
+// blockSpan is the set of n blocks from the given one on.
+func blockSpan(from, n int64) (b blockset) {
+	for i := from; i < from+n; i++ {
+		b.add(i)
+	}
+	return b
+}
+
+// bounds returns the first block, and how many there are from it to the last. The set is not empty.
+func (b *blockset) bounds() (first, n int64) {
+	last := int64(store.RegionBlocks - 1)
+	for !b.has(first) {
+		first++
+	}
+	for !b.has(last) {
+		last--
+	}
+	return first, last - first + 1
+}
 
 func (b *blockset) empty() bool { return *b == blockset{} }
+
+var allBlocks = func() (b blockset) { b.fill(); return b }()
 
 func (b *blockset) fill() {
 	for i := range b {
@@ -26,18 +65,53 @@ func (b *blockset) fill() {
 // region is what the engine knows of a dirty region: one whose replicas may differ after a crash, or that holds blocks
 // which were not read back yet.
 type region struct {
-	mu      sync.Mutex
-	sum     digest.Sum // expected
-	written blockset   // since the last verification
+	of      *regions
 	touched atomic.Int64
+
+	mu      sync.Mutex
+	sum     digest.Sum // expected, of the blocks that are settled
+	written blockset   // since the last verification
+	// unsettled are the blocks of which nobody has decided since the last writer's death what they are; nil: none. A block is settled
+	// while its range is held exclusively, and stays so.
+	unsettled *blockset
 }
 
+// update makes now the checksum that is expected of a block, and settles it. old was expected before, if it was settled.
 func (r *region) update(h *digest.Hasher, block int64, old, now digest.Hash) {
+	i := block % store.RegionBlocks
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	h.Sub(&r.sum, old)
+	if !r.settle(i) {
+		h.Sub(&r.sum, old)
+	}
 	h.Add(&r.sum, now)
-	r.written.add(block % store.RegionBlocks)
+	r.written.add(i)
+}
+
+// settle takes block i of the region out of the unsettled ones. It is false where it was not one. The caller holds mu.
+func (r *region) settle(i int64) bool {
+	if r.unsettled == nil || !r.unsettled.has(i) {
+		return false
+	}
+	r.unsettled.remove(i)
+	if r.unsettled.empty() {
+		r.unsettled = nil
+		r.of.unsettled.Add(-1)
+	}
+	return true
+}
+
+// unsettledIn is which of the blocks are unsettled.
+func (r *region) unsettledIn(want blockset) blockset {
+	if r == nil {
+		return blockset{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unsettled == nil {
+		return blockset{}
+	}
+	return want.and(r.unsettled)
 }
 
 // regions are the dirty regions, and the sum of all clean ones: together the digest that the engine expects.
@@ -45,6 +119,8 @@ type regions struct {
 	mu    sync.RWMutex
 	dirty map[int64]*region
 	clean digest.Sum
+
+	unsettled atomic.Int64 // how many regions have unsettled blocks
 
 	marking sync.Mutex // held while regions are being marked on the stores
 	waiting map[int64]struct{}
@@ -80,14 +156,40 @@ func (g *regions) add(i int64, base digest.Sum) {
 	if g.dirty[i] != nil {
 		return
 	}
-	r := &region{sum: base}
+	r := &region{of: g, sum: base}
 	r.touched.Store(time.Now().UnixNano())
 	g.dirty[i] = r
 	g.clean = g.clean.Minus(base)
 }
 
-// settle makes a region clean again.
-func (g *regions) settle(i int64) {
+// begin is what a session finds: the sum of all clean regions, and the dirty ones, of which nothing is known yet.
+func (g *regions) begin(clean digest.Sum, dirty []int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.clean = clean
+	for _, i := range dirty {
+		r := &region{of: g, unsettled: new(blockset)}
+		r.unsettled.fill()
+		r.written.fill()
+		r.touched.Store(time.Now().UnixNano())
+		g.dirty[i] = r
+	}
+	g.unsettled.Add(int64(len(dirty)))
+}
+
+// settled says that nothing is left to be decided.
+func (g *regions) settled() bool { return g.unsettled.Load() == 0 }
+
+// unsettledIn is which of the blocks of a region are unsettled.
+func (g *regions) unsettledIn(region int64, want blockset) blockset {
+	if g.settled() {
+		return blockset{}
+	}
+	return g.get(region).unsettledIn(want)
+}
+
+// cleaned makes a region clean again.
+func (g *regions) cleaned(i int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r := g.dirty[i]; r != nil {
@@ -103,7 +205,7 @@ func (g *regions) list() []int64 {
 	return sortedKeys(g.dirty)
 }
 
-// total is the digest that the engine expects of every member. Nobody may write meanwhile.
+// total is the digest that the engine expects of every member, where all is settled. Nobody may write meanwhile.
 func (g *regions) total() digest.Sum {
 	g.mu.RLock()
 	defer g.mu.RUnlock()

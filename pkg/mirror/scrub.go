@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -19,9 +20,8 @@ const verifyBatch = 16
 // verifyQuiet verifies dirty regions in which nobody has written for a while and makes them clean, so that a detach
 // finds little to do and a crash little to recover.
 func (s *Session) verifyQuiet(ctx context.Context, quiet time.Duration) {
-	for ctx.Err() == nil {
-		batch := s.quietRegions(quiet)
-		if len(batch) == 0 {
+	for batch := range slices.Chunk(s.quietRegions(quiet), verifyBatch) {
+		if ctx.Err() != nil {
 			return
 		}
 		if err := s.verifyBatch(batch); err != nil {
@@ -35,9 +35,7 @@ func (s *Session) quietRegions(quiet time.Duration) (out []int64) {
 	before := time.Now().Add(-quiet).UnixNano()
 	for _, i := range s.regions.list() {
 		if r := s.regions.get(i); r != nil && r.touched.Load() < before {
-			if out = append(out, i); len(out) == verifyBatch {
-				break
-			}
+			out = append(out, i)
 		}
 	}
 	return out
@@ -51,15 +49,20 @@ func (s *Session) verifyBatch(batch []int64) error {
 		held := s.ranges.lock(i*store.RegionBlocks, store.RegionBlocks, true)
 		defer s.ranges.unlock(held)
 	}
-	if err := s.Flush(); err != nil {
-		return err
-	}
 	for _, i := range batch {
-		if err := s.verifyRegion(i, nil); err != nil && !errors.Is(err, errNoCopy) {
+		if err := decided(s.settleHeld(i*store.RegionBlocks, store.RegionBlocks)); err != nil {
 			return err
 		}
 	}
-	return s.settleClean(batch)
+	if err := s.flushShared(); err != nil {
+		return err
+	}
+	for _, i := range batch {
+		if err := decided(s.verifyRegion(i, nil)); err != nil {
+			return err
+		}
+	}
+	return s.makeClean(batch)
 }
 
 // scrubForever reads the whole volume again and again, each pass spread over the interval.
@@ -131,14 +134,16 @@ func (s *Session) scrubRegion(index int64) (volume.Bytes, error) {
 func (s *Session) scrubChunk(index, first int64) (volume.Bytes, error) {
 	held := s.ranges.lock(index*store.RegionBlocks+first, chunkBlocks, true)
 	defer s.ranges.unlock(held)
+	if err := decided(s.settleHeld(index*store.RegionBlocks+first, chunkBlocks)); err != nil {
+		return 0, err
+	}
 	expected, err := s.expectedRegion(index)
 	if err != nil {
 		return 0, err
 	}
-	var want blockset
-	for i := first; i < first+chunkBlocks; i++ {
-		want.add(i)
-	}
+	want := blockSpan(first, chunkBlocks)
+	left := s.regions.unsettledIn(index, want)
+	want = want.without(&left)
 	images, failed := readImages(s.hash, s.view.Load().members(), index, &want)
 	if len(failed) > 0 {
 		return 0, s.exclude(failed)
@@ -154,10 +159,10 @@ func (s *Session) scrubChunk(index, first int64) (volume.Bytes, error) {
 	if len(wrong) == 0 {
 		return read, nil
 	}
-	if err := s.mendEach(sortedKeys(wrong)); err != nil && !errors.Is(err, errNoCopy) {
+	if err := decided(s.mendEach(sortedKeys(wrong))); err != nil {
 		return read, err
 	}
-	return read, s.Flush()
+	return read, s.flushShared()
 }
 
 // ScrubNow verifies the whole volume once, without pause, and says what it found.

@@ -40,13 +40,18 @@ type Session struct {
 
 	gate    sync.RWMutex
 	view    atomic.Pointer[view]
-	stopped bool // guarded by gate: writes are refused
-	sealed  bool // guarded by gate
+	stopped bool        // guarded by gate: writes are refused
+	sealed  bool        // guarded by gate
+	opening atomic.Bool // its first configuration is not in force yet
 
 	restoring bool // guarded by gate: a stopped session rebuilds, since too few replicas are in sync to prove anything
 
 	stalled atomic.Pointer[string] // why requests wait
-	broken  atomic.Pointer[error]  // fenced or lost: every request fails with it
+	broken  atomic.Pointer[error]  // fenced, lost or handed over: every request fails with it
+	suspend bool                   // where it is broken nobody is answered
+	lost    chan struct{}          // closed when it was ended by force
+	yield   sync.Once
+	yielded error // what Yield returns
 
 	ranges   ranges
 	pages    *pages
@@ -56,7 +61,9 @@ type Session struct {
 	turn     atomic.Uint64 // which member serves the next read
 	ledger   ledger
 	unclean  bool // the previous writer was shut out before it had flushed
-
+	// unflushed: blocks may hold what the previous writer had not flushed and no checksum knows of. After a shut-out the guest
+	// was promised nothing of it; after a warm take-over it was.
+	unflushed bool
 	salvaging bool // it makes one replica what the volume is, by a person's decision
 	touched   atomic.Int64
 
@@ -122,8 +129,8 @@ func (s *Session) Stalled() string {
 	return ""
 }
 
-// Blank says that no block holds anything but zeros.
-func (s *Session) Blank() bool { return s.regions.total() == digest.Sum{} }
+// Blank says that no block holds anything but zeros. It is false where that is not known yet.
+func (s *Session) Blank() bool { return s.regions.settled() && s.regions.total() == digest.Sum{} }
 
 // refusal is why a request cannot be served. The caller holds gate.
 func (s *Session) refusal(write bool) error {
@@ -134,12 +141,6 @@ func (s *Session) refusal(write bool) error {
 		return errStopped
 	}
 	return nil
-}
-
-func (s *Session) breakWith(err error) {
-	if s.broken.CompareAndSwap(nil, &err) {
-		s.log.Error("session ended by force", "volume", s.id, "epoch", s.epoch, "cause", err)
-	}
 }
 
 // failure is one replica's.

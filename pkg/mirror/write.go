@@ -12,7 +12,9 @@ import (
 )
 
 // WriteAt implements device.Backend: when it returns without error every member has the data, not yet on stable media.
-func (s *Session) WriteAt(p []byte, off int64) error {
+func (s *Session) WriteAt(p []byte, off int64) error { return s.answer(s.write(p, off)) }
+
+func (s *Session) write(p []byte, off int64) error {
 	s.touch()
 	first, n := blocksOf(off, int64(len(p)))
 	held := s.ranges.lock(first, n, true)
@@ -27,6 +29,9 @@ func (s *Session) WriteAt(p []byte, off int64) error {
 func (s *Session) writePartial(p []byte, off, first, n int64) error {
 	whole := vfs.GetBuffer(int(n * store.BlockSize))
 	defer vfs.PutBuffer(whole)
+	if err := s.settleHeld(first, n); err != nil {
+		return err
+	}
 	if err := s.readLocked(whole, first); err != nil {
 		return err
 	}
@@ -38,7 +43,9 @@ func (s *Session) writePartial(p []byte, off, first, n int64) error {
 func (s *Session) Discard(off, n int64) error { return s.Zero(off, n) }
 
 // Zero implements device.Backend: whole blocks are given back to the stores, and read as zeros.
-func (s *Session) Zero(off, n int64) error {
+func (s *Session) Zero(off, n int64) error { return s.answer(s.zero(off, n)) }
+
+func (s *Session) zero(off, n int64) error {
 	s.touch()
 	for n > 0 {
 		step := min(n, store.RegionSize-off%store.RegionSize)
@@ -105,7 +112,8 @@ func (s *Session) zeroing(first, n int64) mutation {
 	}
 }
 
-// change applies m to every member and target and acknowledges by returning nil. The caller holds the range exclusively.
+// change applies m to every member and target and acknowledges by returning nil. The blocks are settled then, whatever they were.
+// The caller holds the range exclusively.
 func (s *Session) change(first, n int64, m mutation) error {
 	failed, err := s.changeOnce(first, n, m)
 	if len(failed) > 0 && err == nil {
@@ -150,11 +158,14 @@ func (s *Session) changeOnce(first, n int64, m mutation) (failures, error) {
 	return failed, nil
 }
 
-// allFailed is what the guest is told where no member did it. A full disk leaves everything as it was; any other
-// failure of the last member ends the session.
+// allFailed is what follows where no member did it. A full disk leaves everything as it was; any other failure of the last
+// member ends the session. One that does not serve yet is not opened, and may be again.
 func (s *Session) allFailed(failed failures) error {
-	if failed.harmless() {
+	switch {
+	case failed.harmless():
 		return fmt.Errorf("volume %s: every store is full: %w", s.id, syscall.ENOSPC)
+	case s.opening.Load():
+		return s.noneLeft(failed)
 	}
 	s.breakWith(fmt.Errorf("%w: %w", errLost, failed.err()))
 	return errors.Join(syscall.EIO, failed.err())
@@ -162,7 +173,7 @@ func (s *Session) allFailed(failed failures) error {
 
 // record makes the checksums of a change part of what the engine expects. The caller holds the range and the pages.
 func (s *Session) record(held []*page, first int64, hashes []digest.Hash) {
-	v := digest.Version{Epoch: uint32(s.epoch), Sequence: s.sequence.Add(1)}
+	v := s.nextVersion()
 	now := s.touched.Load()
 	var reg *region
 	for i, h := range hashes {
@@ -175,6 +186,7 @@ func (s *Session) record(held []*page, first int64, hashes []digest.Hash) {
 		old, _ := s.pages.set(p, block, digest.Entry{Hash: h, Version: v})
 		reg.update(s.hash, block, old.Hash, h)
 	}
+	s.ledger.rewritten(first, int64(len(hashes)))
 }
 
 // pin returns the pages of the range, in order.
