@@ -2,12 +2,10 @@ package mirror
 
 import (
 	"errors"
-	"syscall"
 	"testing"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
-	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -54,24 +52,14 @@ func TestRefillCutShort(t *testing.T) {
 		y := newYardOf(t, h, 3)
 		y.salvagedAlone()
 		y.stores = 5
-		left := n
-		ended = true
-		y.hook = func(op *vfs.Op) error {
-			if !op.Kind.Alters() || op.Kind == vfs.OpOpen && op.Mode&vfs.ReadOnly != 0 {
-				return nil
-			}
-			if left--; left <= 0 {
-				ended = false
-				return syscall.EIO
-			}
-			return nil
-		}
+		hook, dead := cutAt(n)
+		y.hook = hook
 		y.mem = y.mem.Restart()
 		err := y.tryStart()
 		if err == nil {
 			_, err = y.engine.Publish(t.Context(), testID, "n1", engine.PublishOptions{})
 		}
-		if ended {
+		if ended = !dead(); ended {
 			y.must(err)
 		}
 		y.hook = nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -513,13 +514,14 @@ func TestSalvageOfAQuarantinedVolume(t *testing.T) {
 func TestSalvageOfUnreadableBlocks(t *testing.T) {
 	y := newYard(t, 3)
 	a := y.twoGone()
-	bad := blockAt(3)
+	var mended atomic.Bool
 	y.hook = func(op *vfs.Op) error {
-		if op.Kind == vfs.OpRead && strings.HasSuffix(op.Name, "/data") && op.Offset <= bad && bad < op.Offset+op.Len {
+		at := blockAt(3)
+		switch over := strings.HasSuffix(op.Name, "/data") && op.Offset <= at && at < op.Offset+int64(len(op.Data)); {
+		case over && op.Kind == vfs.OpRead && !mended.Load():
 			return errors.New("medium error")
-		}
-		if op.Kind == vfs.OpWrite && strings.HasSuffix(op.Name, "/data") && op.Offset <= bad && bad < op.Offset+int64(len(op.Data)) {
-			bad = -1 // a disk gives a sector that is written a new place
+		case over && op.Kind == vfs.OpWrite:
+			mended.Store(true) // a disk gives a sector that is written a new place
 		}
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -68,23 +69,14 @@ func cutShort(t *testing.T, h *host.Client, n int64, prepare func(*yard)) bool {
 	y := newYardOf(t, h, 3)
 	prepare(y)
 	rng := rand.New(rand.NewPCG(uint64(n), 5))
-	dead := false
-	y.hook = func(op *vfs.Op) error {
-		if !op.Kind.Alters() || op.Kind == vfs.OpOpen && op.Mode&vfs.ReadOnly != 0 {
-			return nil
-		}
-		if n--; n <= 0 {
-			dead = true
-			return syscall.EIO
-		}
-		return nil
-	}
+	hook, dead := cutAt(n)
+	y.hook = hook
 	y.mem = y.mem.Restart()
 	err := y.tryStart()
 	if err == nil {
 		_, err = y.trySalvage(0, "forced")
 	}
-	if !dead {
+	if !dead() {
 		y.must(err)
 		return false
 	}
@@ -97,6 +89,18 @@ func cutShort(t *testing.T, h *host.Client, n int64, prepare func(*yard)) bool {
 	y.start()
 	y.afterCut(fmt.Sprintf("cut with %v", err))
 	return true
+}
+
+// cutAt fails the n-th call that alters a disk and every one after it; dead says that it has come to that.
+func cutAt(n int64) (hook vfs.Hook, dead func() bool) {
+	var calls atomic.Int64
+	hook = func(op *vfs.Op) error {
+		if op.Kind.Alters() && !(op.Kind == vfs.OpOpen && op.Mode&vfs.ReadOnly != 0) && calls.Add(1) >= n {
+			return syscall.EIO
+		}
+		return nil
+	}
+	return hook, func() bool { return calls.Load() >= n }
 }
 
 // afterCut looks what came of it, and finishes it.
