@@ -75,6 +75,28 @@ func (d *disk) pull() {
 	d.must(unix.IoctlSetPointerInt(int(f.Fd()), shutdown, withoutFlush))
 }
 
+// freeze has every write to the disk wait until thaw.
+func (d *disk) freeze() (thaw func()) {
+	d.t.Helper()
+	const freeze, unfreeze = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW
+	set := func(how uint) error {
+		f, err := os.Open(d.path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return unix.IoctlSetPointerInt(int(f.Fd()), how, 0)
+	}
+	d.must(set(freeze))
+	frozen := true
+	d.t.Cleanup(func() {
+		if frozen {
+			_ = set(unfreeze)
+		}
+	})
+	return func() { d.t.Helper(); frozen = false; d.must(set(unfreeze)) }
+}
+
 // unplug unmounts it, as its owner does before mounting it again.
 func (d *disk) unplug() error {
 	if err := unix.Unmount(d.path, 0); err != nil {
