@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -31,9 +30,8 @@ type held struct {
 	// Owned by the goroutine.
 	export   device.Export // nil where the device was lost with an earlier host
 	program  *os.File      // what the next engine runs
-	words    json.RawMessage
-	since    time.Time // requests wait, where they do
-	failures int       // in a row
+	since    time.Time     // requests wait, where they do
+	failures int           // in a row
 	retry    <-chan time.Time
 	gone     bool // detached
 
@@ -263,16 +261,18 @@ func (d *held) giveUp(cause string) error {
 		if err := p.kill(); err != nil {
 			return err
 		}
+		d.hear(p)
 	}
 	d.setEngine(nil)
 	d.retry = nil
+	d.become(Lost, cause) // before anybody can notice
+	err := d.update(func(e *entry) { e.Lost, e.Engines = cause, nil })
 	if d.export != nil {
 		d.export.Abandon()
 	}
-	d.become(Lost, cause)
 	d.host.log.Error("device given up", append(d.log(), "cause", cause)...)
 	d.tell(Event{Kind: GivenUp, Cause: cause})
-	return d.update(func(e *entry) { e.Lost, e.Engines = cause, nil })
+	return err
 }
 
 // closeWithin bounds a wait for the kernel in the device's goroutine, which must look after the engine too. The work goes on

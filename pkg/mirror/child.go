@@ -75,6 +75,10 @@ func openTaken(ctx context.Context, t host.Take, progress func(engine.Progress),
 		c.Warm = warmOf(t)
 	}
 	s, err := Open(ctx, c)
+	if away := len(o.Stores) - len(c.Stores); isNotFound(err) && away > 0 {
+		// What is not seen may be there: nobody can tell before the stores are back.
+		return nil, fmt.Errorf("%w: volume %s: %d of %d stores are away, and the others do not know it: %v", engine.ErrUnavailable, o.Volume, away, len(o.Stores), err) //nolint:errorlint // it is not "not found"
+	}
 	if err != nil {
 		return nil, err
 	}

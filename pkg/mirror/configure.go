@@ -63,6 +63,9 @@ func (s *Session) commitOrStall(next quorum.Config) error {
 		if s.stalled.Swap(&why) == nil {
 			s.markLossy() // before it is opened again, and votes: if this process dies nobody else knows
 		}
+		if dead := s.dead(next.Members); len(dead) == next.Members.Len() {
+			return s.allFailed(dead) // there is nothing left to go on from, whoever comes back to vote
+		}
 		s.log.Error("requests wait for a majority of replicas", "volume", s.id, "cause", err)
 		select {
 		case <-s.background.ctx.Done():
@@ -71,6 +74,16 @@ func (s *Session) commitOrStall(next quorum.Config) error {
 		}
 		s.reopen(next.Members)
 	}
+}
+
+// dead are those of the members whose disks do not answer.
+func (s *Session) dead(members quorum.Set) failures {
+	return each(s.view.Load().pick(members), func(r *replica) error {
+		if err := r.Failed(); err != nil {
+			return err
+		}
+		return r.Reachable()
+	}, nil)
 }
 
 // commit puts a configuration in force: the next step, accepted durably by a majority of the voters. The caller holds

@@ -48,6 +48,9 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 		return v
 	}
 	v.Process = p.serves()
+	if v.Attachment == nil { // no store can tell, and it is attached all the same
+		v.Attachment, v.Staged = &volume.Attachment{Volume: v.ID, Node: e.Node, Epoch: p.epoch()}, true
+	}
 	if why := p.waits(); why != "" {
 		v.State, v.Reason = engine.Unavailable, "requests wait: "+why
 		return v
@@ -56,7 +59,7 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 	if err != nil {
 		return v
 	}
-	for i, r := range st.Replicas {
+	for i, r := range st.Replicas[:min(len(st.Replicas), len(v.Replicas))] {
 		if s := v.Replicas[i].State; s == engine.InSync || s == engine.Stale { // what is not where it belongs the process cannot see
 			v.Replicas[i] = r
 		}
@@ -67,21 +70,25 @@ func (e *Engine) live(ctx context.Context, v engine.Volume) engine.Volume {
 	return v
 }
 
-// List implements engine.Control. A volume too few of whose replicas answer is listed as Unavailable.
+// List implements engine.Control. A volume too few of whose replicas answer is listed as Unavailable; so is one that is attached and
+// of which no store that is there knows anything.
 func (e *Engine) List(ctx context.Context) ([]engine.Volume, error) {
 	var out []engine.Volume
-	for _, id := range idsIn(e.stores.present()) {
+	for _, id := range e.known(ctx) {
 		f := e.survey(id)
 		c, err := f.newest()
-		if isNotFound(err) {
-			continue
+		candidate, some := f.candidate()
+		if !some {
+			err = e.maybeAway(err)
 		}
-		if err != nil {
-			var ok bool
-			if c, ok = f.candidate(); !ok {
-				out = append(out, engine.Volume{Spec: engine.Spec{ID: id}, State: engine.Unavailable, Reason: err.Error()})
-				continue
-			}
+		switch {
+		case isNotFound(err):
+			continue
+		case err != nil && !some:
+			out = append(out, e.live(ctx, engine.Volume{Spec: engine.Spec{ID: id}, State: engine.Unavailable, Reason: err.Error()}))
+			continue
+		case err != nil:
+			c = candidate
 		}
 		v := e.placed(c, f.describe(c, e.Node))
 		if err != nil {
@@ -90,6 +97,19 @@ func (e *Engine) List(ctx context.Context) ([]engine.Volume, error) {
 		out = append(out, e.live(ctx, v))
 	}
 	return out, nil
+}
+
+// known are the volumes of the stores that are there, and those that have a device.
+func (e *Engine) known(ctx context.Context) []volume.ID {
+	set := map[volume.ID]struct{}{}
+	for _, id := range idsIn(e.stores.present()) {
+		set[id] = struct{}{}
+	}
+	devices, _ := e.Host.Devices(ctx) // where the host does not answer the stores' are listed
+	for _, d := range devices {
+		set[d.Volume] = struct{}{}
+	}
+	return sortedKeys(set)
 }
 
 // change changes the volume's configuration: through its engine process where one runs, else in an epoch of its own.

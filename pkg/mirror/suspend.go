@@ -31,9 +31,8 @@ func (s *Session) outOfReach() {
 	if s.broken.Load() != nil {
 		return
 	}
-	members := s.view.Load().members()
-	failed := each(members, func(r *replica) error { return r.Reachable() }, nil)
-	if len(failed) == len(members) {
+	members := s.view.Load().config.Members
+	if failed := s.dead(members); len(failed) == members.Len() {
 		_ = s.exclude(failed) // of the last member: it ends the session
 	}
 }
