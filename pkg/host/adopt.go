@@ -60,9 +60,7 @@ func (d *held) adopt(ctx context.Context) error {
 		if err := p.kill(); err != nil {
 			return err
 		}
-		if words := p.takeWords(); words != nil {
-			d.words = words
-		}
+		d.hear(p)
 	}
 	d.program = alive[0].program
 	if serving == nil {
@@ -75,7 +73,8 @@ func (d *held) adopt(ctx context.Context) error {
 	d.setEngine(serving)
 	d.become(Serving, "")
 	d.host.log.Info("device taken back", append(d.log(), "engine", serving.pid, "device", d.export.Path())...)
-	return d.update(func(e *entry) { e.Engines = []running{serving.running()} })
+	// It has been told what those before it said, or is the one that nobody has followed yet.
+	return d.update(func(e *entry) { e.Engines, e.Words = []running{serving.running()}, nil })
 }
 
 // survivors are the engine processes that live. Of those that do not, what they left is taken.
@@ -96,10 +95,7 @@ func (d *held) survivors() (alive []*process) {
 
 // inherit takes what an engine process left that died while no host looked: its last words, and a socket that nobody has removed.
 func (d *held) inherit(r running) {
-	p := newProcess(d.entry.Volume, r.Socket, r.Words, nil)
-	if words := p.takeWords(); words != nil {
-		d.words = words
-	}
+	d.hear(newProcess(d.entry.Volume, r.Socket, r.Words, nil))
 	os.Remove(r.Socket) //nolint:errcheck // none where it ended in order; nobody else has this name
 }
 

@@ -30,6 +30,8 @@ type entry struct {
 	// Engines are the processes that may have the device; during an upgrade the old and the new one.
 	Engines []running `json:"engines"`
 	Spawned int       `json:"spawned"` // how many processes there have been, for names
+	// Words are the last words of an engine process, until the next one has been told them.
+	Words json.RawMessage `json:"words,omitempty"`
 }
 
 // running names an engine process.

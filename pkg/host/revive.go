@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -25,7 +26,7 @@ const (
 func (d *held) died(ctx context.Context) {
 	p := d.engine
 	d.since = time.Now()
-	d.words = p.takeWords()
+	d.hear(p)
 	cause := p.obituary()
 	if time.Since(d.serving) > settledAfter {
 		d.failures = 0
@@ -110,12 +111,23 @@ func (d *held) succeed(ctx context.Context) (*process, error) {
 	d.host.log.Debug("next engine stands by", append(d.log(), "engine", p.pid, "after", time.Since(d.since))...)
 	d.host.step("next: started")
 	if err := d.takeOver(ctx, p, 0); err != nil {
-		if words := p.takeWords(); words != nil {
-			d.words = words
-		}
-		return nil, errors.Join(err, p.kill())
+		err = errors.Join(err, p.kill())
+		d.hear(p)
+		return nil, err
 	}
 	return p, nil
+}
+
+// hear keeps the last words of a process that is dead until another one has been told them: also for the next host, since nobody else
+// knows what they say.
+func (d *held) hear(p *process) {
+	if words := p.lastWords(); words != nil {
+		if err := d.update(func(e *entry) { e.Words = words }); err != nil {
+			d.host.log.Error("host's entry cannot be written", append(d.log(), "error", err)...)
+			return
+		}
+	}
+	os.Remove(p.words) //nolint:errcheck // none where it died without; each process has its own name
 }
 
 // takeOver has p take the device from an engine that is dead or has yielded. within bounds it; 0 does not.
@@ -124,13 +136,12 @@ func (d *held) takeOver(ctx context.Context, p *process, within time.Duration) e
 	defer cancel(nil)
 	stalled := time.AfterFunc(stallWithin, func() { cancel(fmt.Errorf("engine process %d has not come further for %v", p.pid, stallWithin)) })
 	defer stalled.Stop()
-	info, err := p.take(ctx, Take{Order: d.entry.Order, Warm: true, Resend: d.export.Resend(), Previous: d.entry.Info, Words: d.words}, within, func(engine.Progress) {
+	info, err := p.take(ctx, Take{Order: d.entry.Order, Warm: true, Resend: d.export.Resend(), Previous: d.entry.Info, Words: d.entry.Words}, within, func(engine.Progress) {
 		stalled.Reset(stallWithin)
 	})
 	if err != nil {
 		return err
 	}
-	d.words = nil
 	d.host.step("next: taken")
-	return d.update(func(e *entry) { e.Info = info })
+	return d.update(func(e *entry) { e.Info, e.Words = info, nil })
 }

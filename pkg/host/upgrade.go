@@ -99,7 +99,7 @@ func (d *held) swap(ctx context.Context, old, next *process, hangs bool) error {
 		if err := old.kill(); err != nil {
 			return d.rolledBack(nil, next, err)
 		}
-		d.words = old.takeWords()
+		d.hear(old)
 	}
 	if err := d.takeOver(ctx, next, takeWithin); err != nil {
 		return d.rolledBack(old, next, err)
@@ -162,14 +162,12 @@ func (d *held) keep(ctx context.Context, old, next *process, program *os.File, u
 // nobody can tell; next is nil where there was none.
 func (d *held) rolledBack(old, next *process, cause error) error {
 	if next != nil {
-		if words := next.takeWords(); words != nil {
-			d.words = words
-		}
 		if err := next.kill(); err != nil {
 			// It cannot be proven dead, so that nobody may take its place: requests wait until it is.
 			d.setEngine(next)
 			return fmt.Errorf("%w: volume %s: %w: %w", engine.ErrUnavailable, d.entry.Volume, cause, err)
 		}
+		d.hear(next)
 	}
 	version := ""
 	if old != nil {

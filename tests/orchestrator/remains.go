@@ -160,7 +160,10 @@ func (m *Machine) sweep() error {
 	for _, d := range devices {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		_ = d.Abort()
-		err = errors.Join(err, d.Remove(ctx))
+		var last error // the kernel lets go of a filesystem some time after its unmount
+		if Until(ctx, "the end of "+d.Path, func() (bool, error) { last = d.Remove(ctx); return last == nil, nil }) != nil {
+			err = errors.Join(err, last)
+		}
 		cancel()
 	}
 	return err
