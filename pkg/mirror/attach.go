@@ -74,7 +74,7 @@ func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 	s := newSession(c)
 	s.view.Store(&view{config: newest, replicas: make([]*replica, len(newest.Voters))})
 	s.opening.Store(true)
-	if err := s.attach(c); err != nil {
+	if err := s.attach(ctx, c); err != nil {
 		s.Close()
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func newSession(c OpenConfig) *Session {
 	return s
 }
 
-func (s *Session) attach(c OpenConfig) error {
+func (s *Session) attach(ctx context.Context, c OpenConfig) error {
 	if err := s.openVoters(); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (s *Session) attach(c OpenConfig) error {
 	s.unclean = s.unflushed && c.Warm == nil
 	s.adoptConfig(newest, sources, c.Purpose)
 	if c.Purpose != ForControl {
-		if err := s.recover(newest, c); err != nil {
+		if err := s.recover(ctx, newest, c); err != nil {
 			return err
 		}
 	}

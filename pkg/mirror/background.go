@@ -52,7 +52,7 @@ func (s *Session) startBackground() {
 	s.background.every(reopenEvery, s.bringBack)
 	s.background.every(idleAfter, s.giveBack)
 	s.background.wg.Go(func() { s.flushAhead(s.background.ctx) })
-	s.background.wg.Go(func() { s.settleBehind(s.background.ctx) })
+	s.background.wg.Go(func() { s.catchUp(s.background.ctx) })
 	if pace, on := verifyInterval(attributesOf(s.Config()).Parameters); on {
 		s.background.every(min(quietAfter, pace)/4, func(ctx context.Context) { s.verifyQuiet(ctx, min(quietAfter, pace)) })
 		s.background.wg.Go(func() { s.scrubForever(s.background.ctx, pace) })

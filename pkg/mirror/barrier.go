@@ -69,8 +69,11 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 	return s.testify()
 }
 
-// finish settles what is left and flushes. What nobody can decide is in the ledger then.
+// finish counts and settles what is left, and flushes. What nobody can decide is in the ledger then.
 func (s *Session) finish(ctx context.Context) error {
+	if err := s.countSums(ctx); err != nil {
+		return err
+	}
 	if err := decided(s.settleAll(ctx)); err != nil {
 		return err
 	}

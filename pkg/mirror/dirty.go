@@ -1,6 +1,8 @@
 package mirror
 
 import (
+	"slices"
+
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 )
@@ -48,9 +50,24 @@ func (s *Session) markDirty(v *view, batch []int64) failures {
 		return failed
 	}
 	for i, region := range batch {
+		if s.unlike(v, region, sums[i]) {
+			s.regions.doubt([]int64{region})
+			continue
+		}
 		s.regions.add(region, sums[i])
 	}
 	return failed
+}
+
+// unlike says that a region which countSums has not come to has another sum on another member. Once it is written in, nobody can see that.
+func (s *Session) unlike(v *view, region int64, sum digest.Sum) bool {
+	if region < s.regions.next() {
+		return false
+	}
+	return slices.ContainsFunc(v.members(), func(r *replica) bool {
+		other := make([]digest.Sum, 1)
+		return r.ReadSums(other, region) == nil && other[0] != sum
+	})
 }
 
 // baseSums reads the sums of clean regions from the first member that can be read.

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -16,19 +17,17 @@ import (
 // sumsChunk is how many regions' sums are read at a time (1 MiB).
 const sumsChunk = 32768
 
-// recover finds every region in which the members may differ, marks it on all of them, and makes them identical there, durably:
-// before anything is served, or, where a guest waits, when a block is first asked for and in the background. A member that fails
-// is left out. What was settled stays dirty, to be read back before the next seal.
-func (s *Session) recover(newest quorum.Config, c OpenConfig) error {
-	dirty, differ, err := s.findUnsettled()
-	if err != nil {
+// recover finds every region in which the members may differ and makes them identical there, durably, before anything is served. Where a
+// guest waits that is done for a block when it is first asked for, and for the rest in the background. A member that fails is
+// left out. What was settled stays dirty, to be read back before the next seal.
+func (s *Session) recover(ctx context.Context, newest quorum.Config, c OpenConfig) error {
+	if err := s.findUnsettled(); err != nil || c.Warm != nil {
 		return err
 	}
-	now := dirty
-	if c.Warm != nil {
-		now = differ // that no writer's death explains: rare, and not left to chance
+	if err := s.countSums(ctx); err != nil {
+		return err
 	}
-	if err := s.settleNow(now, c.Progress); err != nil {
+	if err := s.settleNow(s.regions.list(), c.Progress); err != nil {
 		return err
 	}
 	if newest.Flags.Has(quorum.Sealed) && s.regions.total().Bytes() != newest.Digest {
@@ -37,24 +36,19 @@ func (s *Session) recover(newest quorum.Config, c OpenConfig) error {
 	return nil
 }
 
-// findUnsettled lists the regions that are dirty on any member or whose sums differ; the latter are in differ, too. All are marked on
-// every member: where this session is cut short, whichever members come back know what is unfinished.
-func (s *Session) findUnsettled() (all, differ []int64, err error) {
+// findUnsettled makes the regions unsettled that are dirty on any member, and marks them on every one: where this session is cut
+// short, whichever members come back know what is unfinished.
+func (s *Session) findUnsettled() error {
 	for {
-		v := s.view.Load()
-		all = unionDirty(v.members())
-		differ, clean, failed := s.compareSums(v, all)
-		all = append(all, differ...)
-		slices.Sort(all)
-		if len(failed) == 0 && len(all) > 0 {
-			failed = each(v.members(), func(r *replica) error { return r.MarkDirty(all) }, nil)
-		}
+		members := s.view.Load().members()
+		dirty := unionDirty(members)
+		failed := markAll(members, dirty)
 		if len(failed) == 0 {
-			s.regions.begin(clean, all)
-			return all, differ, nil
+			s.regions.begin(dirty)
+			return nil
 		}
 		if err := s.exclude(failed); err != nil {
-			return nil, nil, err
+			return err
 		}
 	}
 }
@@ -69,37 +63,77 @@ func unionDirty(replicas []*replica) []int64 {
 	return sortedKeys(set)
 }
 
-// compareSums lists the regions whose sums are not the same on all members, and adds up those that are. Dirty ones, which are
-// given in order, do not count: their sums mean nothing.
-func (s *Session) compareSums(v *view, dirty []int64) (differ []int64, clean digest.Sum, failed failures) {
+func markAll(replicas []*replica, regions []int64) failures {
+	if len(regions) == 0 {
+		return nil
+	}
+	return each(replicas, func(r *replica) error { return r.MarkDirty(regions) }, nil)
+}
+
+// countSums adds up the sums of all clean regions. Those that are not the same on all members become unsettled: no writer's death
+// explains them. The caller holds evidence for writing, so that no region becomes clean meanwhile.
+func (s *Session) countSums(ctx context.Context) error {
+	for s.regions.next() != allCounted {
+		if err := s.countChunk(); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Session) countChunk() error {
+	for {
+		sums, failed := s.readSums(s.regions.next())
+		if len(failed) == 0 {
+			s.regions.count(sums, len(sums) == sumsChunk)
+			return nil
+		}
+		if err := s.exclude(failed); err != nil {
+			return err
+		}
+	}
+}
+
+// readSums reads the sums of the regions from first on. Where those of a clean region differ between members it is dirty and unsettled
+// when this returns.
+func (s *Session) readSums(first int64) ([]digest.Sum, failures) {
+	v := s.view.Load()
 	members := v.members()
-	tables := make(map[*replica][]digest.Sum, len(members))
-	count := regionCount(v.config.Size)
-	for _, r := range members {
-		tables[r] = make([]digest.Sum, min(sumsChunk, count))
+	tables := make([][]digest.Sum, len(v.replicas))
+	failed := each(members, func(r *replica) error {
+		tables[r.index] = make([]digest.Sum, min(sumsChunk, max(0, regionCount(v.config.Size)-first)))
+		return r.ReadSums(tables[r.index], first)
+	}, nil)
+	if len(failed) > 0 {
+		return nil, failed
 	}
-	for first := int64(0); first < count; first += sumsChunk {
-		n := min(sumsChunk, count-first)
-		if failed = each(members, func(r *replica) error { return r.ReadSums(tables[r][:n], first) }, nil); len(failed) > 0 {
-			return nil, clean, failed
-		}
-		for i := range n {
-			if len(dirty) > 0 && dirty[0] == first+i {
-				dirty = dirty[1:]
-				continue
-			}
-			sum := tables[members[0]][i]
-			if slices.ContainsFunc(members[1:], func(r *replica) bool { return tables[r][i] != sum }) {
-				differ = append(differ, first+i)
-				continue
-			}
-			clean = clean.Plus(sum)
+	mine := tables[members[0].index]
+	unlike := map[int64]struct{}{}
+	for _, r := range members[1:] {
+		for _, i := range differing(mine, tables[r.index], first) {
+			unlike[i] = struct{}{}
 		}
 	}
-	if len(differ) > 0 {
-		s.log.Warn("regions differ between replicas", "volume", s.id, "regions", len(differ))
+	return mine, s.doubt(v, sortedKeys(unlike))
+}
+
+// doubt makes regions unsettled whose sums are not the same everywhere. Of those that are dirty already they mean nothing.
+func (s *Session) doubt(v *view, list []int64) failures {
+	s.regions.marking.Lock() // nobody else makes them dirty meanwhile
+	defer s.regions.marking.Unlock()
+	list = slices.DeleteFunc(list, func(i int64) bool { return s.regions.get(i) != nil })
+	if len(list) == 0 {
+		return nil
 	}
-	return differ, clean, nil
+	s.log.Warn("regions differ between replicas", "volume", s.id, "regions", len(list))
+	failed := markAll(v.writers(), list)
+	if len(failed) == 0 {
+		s.regions.doubt(list)
+	}
+	return failed
 }
 
 // settleNow settles the regions and makes that durable. Blocks that nobody can decide are in the ledger when it returns.

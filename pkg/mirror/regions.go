@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,9 +117,10 @@ func (r *region) unsettledIn(want blockset) blockset {
 
 // regions are the dirty regions, and the sum of all clean ones: together the digest that the engine expects.
 type regions struct {
-	mu    sync.RWMutex
-	dirty map[int64]*region
-	clean digest.Sum
+	mu      sync.RWMutex
+	dirty   map[int64]*region
+	clean   digest.Sum
+	counted int64 // the clean regions below it are in clean; the others' sums were not looked at yet
 
 	unsettled atomic.Int64 // how many regions have unsettled blocks
 
@@ -128,8 +130,10 @@ type regions struct {
 }
 
 func newRegions() *regions {
-	return &regions{dirty: map[int64]*region{}, waiting: map[int64]struct{}{}}
+	return &regions{dirty: map[int64]*region{}, waiting: map[int64]struct{}{}, counted: allCounted}
 }
+
+const allCounted = math.MaxInt64
 
 func (g *regions) get(i int64) *region {
 	g.mu.RLock()
@@ -159,22 +163,55 @@ func (g *regions) add(i int64, base digest.Sum) {
 	r := &region{of: g, sum: base}
 	r.touched.Store(time.Now().UnixNano())
 	g.dirty[i] = r
-	g.clean = g.clean.Minus(base)
+	if i < g.counted {
+		g.clean = g.clean.Minus(base)
+	}
 }
 
-// begin is what a session finds: the sum of all clean regions, and the dirty ones, of which nothing is known yet.
-func (g *regions) begin(clean digest.Sum, dirty []int64) {
+// begin is what a session finds: regions of which nothing is known yet, and the others, which were not counted.
+func (g *regions) begin(dirty []int64) {
+	g.mu.Lock()
+	g.counted = 0
+	g.mu.Unlock()
+	g.doubt(dirty)
+}
+
+// doubt makes regions dirty and unsettled that are neither. None of them is counted.
+func (g *regions) doubt(list []int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.clean = clean
-	for _, i := range dirty {
+	for _, i := range list {
+		if g.dirty[i] != nil {
+			continue
+		}
 		r := &region{of: g, unsettled: new(blockset)}
 		r.unsettled.fill()
 		r.written.fill()
 		r.touched.Store(time.Now().UnixNano())
 		g.dirty[i] = r
+		g.unsettled.Add(1)
 	}
-	g.unsettled.Add(int64(len(dirty)))
+}
+
+// next is the first region that is not counted; allCounted where there is none.
+func (g *regions) next() int64 {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.counted
+}
+
+// count counts the next regions, of which these are the sums: those that are clean still. The caller keeps others from making any clean.
+func (g *regions) count(sums []digest.Sum, more bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for k, sum := range sums {
+		if g.dirty[g.counted+int64(k)] == nil {
+			g.clean = g.clean.Plus(sum)
+		}
+	}
+	if g.counted += int64(len(sums)); !more {
+		g.counted = allCounted
+	}
 }
 
 // settled says that nothing is left to be decided.
@@ -192,9 +229,12 @@ func (g *regions) unsettledIn(region int64, want blockset) blockset {
 func (g *regions) cleaned(i int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if r := g.dirty[i]; r != nil {
+	r := g.dirty[i]
+	if r == nil {
+		return
+	}
+	if delete(g.dirty, i); i < g.counted {
 		g.clean = g.clean.Plus(r.sum)
-		delete(g.dirty, i)
 	}
 }
 
@@ -205,7 +245,7 @@ func (g *regions) list() []int64 {
 	return sortedKeys(g.dirty)
 }
 
-// total is the digest that the engine expects of every member, where all is settled. Nobody may write meanwhile.
+// total is the digest that the engine expects of every member, where all is settled and counted. Nobody may write meanwhile.
 func (g *regions) total() digest.Sum {
 	g.mu.RLock()
 	defer g.mu.RUnlock()

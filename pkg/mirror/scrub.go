@@ -204,6 +204,9 @@ func (s *Session) concludeScrub(out engine.Verification, before int) (engine.Ver
 	defer s.evidence.Unlock()
 	repairs, unresolved, _ := s.ledger.entries()
 	out.Repairs, out.Unresolved = repairs[before:], unresolved
+	if err := s.countSums(context.Background()); err != nil {
+		return out, err
+	}
 	b, err := s.testify()
 	out.Expected, out.Evidence = b.Expected, b.Evidence
 	if len(s.regions.list()) > 0 {

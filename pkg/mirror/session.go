@@ -130,7 +130,9 @@ func (s *Session) Stalled() string {
 }
 
 // Blank says that no block holds anything but zeros. It is false where that is not known yet.
-func (s *Session) Blank() bool { return s.regions.settled() && s.regions.total() == digest.Sum{} }
+func (s *Session) Blank() bool {
+	return s.regions.next() == allCounted && s.regions.settled() && s.regions.total() == digest.Sum{}
+}
 
 // refusal is why a request cannot be served. The caller holds gate.
 func (s *Session) refusal(write bool) error {

@@ -20,7 +20,7 @@ const testID volume.ID = "vol"
 
 // lab is a volume of three replicas on some file system.
 type lab struct {
-	t    *testing.T
+	t    testing.TB
 	fs   vfs.FS
 	root string
 	dirs []*store.Dir
@@ -29,7 +29,7 @@ type lab struct {
 
 var testInstallation = quorum.UUID{1}
 
-func newLab(t *testing.T, fsys vfs.FS, root string, replicas int, size volume.Bytes) *lab {
+func newLab(t testing.TB, fsys vfs.FS, root string, replicas int, size volume.Bytes) *lab {
 	t.Helper()
 	l := &lab{t: t, fs: fsys, root: root, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	l.openDirs(replicas)
@@ -96,14 +96,14 @@ func pattern(seed uint64, n int) []byte {
 	return p
 }
 
-func mustWrite(t *testing.T, s *Session, p []byte, off int64) {
+func mustWrite(t testing.TB, s *Session, p []byte, off int64) {
 	t.Helper()
 	if err := s.WriteAt(p, off); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func mustRead(t *testing.T, s *Session, want []byte, off int64) {
+func mustRead(t testing.TB, s *Session, want []byte, off int64) {
 	t.Helper()
 	got := vfs.AlignedBuffer(len(want))
 	if err := s.ReadAt(got, off); err != nil {
@@ -114,7 +114,7 @@ func mustRead(t *testing.T, s *Session, want []byte, off int64) {
 	}
 }
 
-func agreeing(t *testing.T, b engine.Barrier, n int) {
+func agreeing(t testing.TB, b engine.Barrier, n int) {
 	t.Helper()
 	equal := 0
 	for _, e := range b.Evidence {

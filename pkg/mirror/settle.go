@@ -282,6 +282,20 @@ const (
 	askedJust  = 100 * time.Millisecond
 )
 
+// catchUp does in the background what an attach without a guest does before it serves.
+func (s *Session) catchUp(ctx context.Context) {
+	for ctx.Err() == nil && s.regions.next() != allCounted {
+		s.evidence.Lock()
+		err := s.countChunk()
+		s.evidence.Unlock()
+		if err != nil {
+			s.log.Warn("comparing what the replicas hold", "volume", s.id, "cause", err)
+			break // a detach tries again
+		}
+	}
+	s.settleBehind(ctx)
+}
+
 // settleBehind settles everything, giving way to requests. What cannot be decided, or fails, is left to whoever asks for it.
 func (s *Session) settleBehind(ctx context.Context) {
 	for _, index := range s.regions.list() {
