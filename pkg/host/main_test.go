@@ -87,20 +87,27 @@ func runEngine(log *slog.Logger) error {
 	case "exits":
 		return errors.New("no")
 	case "hangs":
-		select {}
+		hang()
 	case "format":
 		p.FormatMin, p.FormatMax = 2, 3
 	case "protocol":
 		json.NewEncoder(os.Stdout).Encode(hello{Protocol: Protocol + 1, Version: "future"})
-		select {}
+		hang()
 	case "stuck":
-		p.Open = func(context.Context, Take, func(engine.Progress)) (Session, error) { select {} }
+		p.Open = func(context.Context, Take, func(engine.Progress)) (Session, error) { hang(); return nil, nil }
 	case "refuses":
 		p.Open = func(context.Context, Take, func(engine.Progress)) (Session, error) { return nil, engine.ErrUnavailable }
 	case "crashes":
 		time.AfterFunc(time.Second, func() { os.Exit(2) })
 	}
 	return RunEngine(context.Background(), os.Stdin, os.Stdout, p, log)
+}
+
+// hang sleeps, since the runtime ends a process in which nothing can ever happen.
+func hang() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // image is a session on a file. Its lock tells where two sessions are open at once.
@@ -139,7 +146,7 @@ func openImage(_ context.Context, t Take, _ func(engine.Progress)) (Session, err
 
 func (i *image) answer() {
 	if i.mute {
-		select {}
+		hang()
 	}
 }
 
