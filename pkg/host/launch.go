@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -56,13 +57,16 @@ func (c *Client) answered(ctx context.Context, ended chan error) error {
 		case err := <-ended:
 			ended <- err // it stays so
 			if left--; left == 0 {
-				return fmt.Errorf("belay host ended as soon as it was started (%v); see its log", err)
+				return fmt.Errorf("belay host ended as soon as it was started; see its log: %w", cmp.Or(err, errEnded))
 			}
 			time.Sleep(hostEvery)
 		case <-time.After(hostEvery):
 		}
 	}
 }
+
+// errEnded: a host ended without an error although nobody has asked it to.
+var errEnded = errors.New("it says no reason")
 
 // startTries is how often a host is looked for after the one that was started here has ended: another may just be starting.
 const startTries = 100

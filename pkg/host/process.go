@@ -98,8 +98,7 @@ func spawn(ctx context.Context, l launch) (*process, error) {
 	}
 	first := json.NewEncoder(in).Encode(opening{Protocol: Protocol, Volume: l.volume, Socket: l.socket, Words: l.words})
 	if err := p.greeted(ctx, said); err != nil {
-		p.kill()
-		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, cmp.Or(err, first))
+		return nil, errors.Join(fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, cmp.Or(err, first)), p.kill())
 	}
 	return p, nil
 }

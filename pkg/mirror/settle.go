@@ -28,7 +28,7 @@ func (s *Session) settleRange(first, n int64) error {
 }
 
 func (s *Session) unsettled(first, n int64) (found bool) {
-	eachRegion(first, n, func(index int64, want blockset) error {
+	_ = eachRegion(first, n, func(index int64, want blockset) error {
 		left := s.regions.unsettledIn(index, want)
 		found = found || !left.empty()
 		return nil
