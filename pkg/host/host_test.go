@@ -110,7 +110,7 @@ func TestGivenUp(t *testing.T) {
 	r.guest.goesOn()
 	engine := r.device().Engine
 	r.must(r.client.GiveUp(t.Context(), id, "somebody said so"))
-	if startOf(engine.PID) == engine.Start {
+	if StartOf(engine.PID) == engine.Start {
 		t.Error("the engine lives")
 	}
 	r.guest.fails()
@@ -146,7 +146,7 @@ func TestHostKilledWhileTheEngineIsStopped(t *testing.T) {
 	r.must(unix.Kill(was.PID, unix.SIGSTOP)) // not before: the kernel wakes up whoever loses his last relative
 	r.start()
 	r.served("old")
-	if startOf(was.PID) == was.Start {
+	if StartOf(was.PID) == was.Start {
 		t.Error("the stopped engine is still there")
 	}
 }

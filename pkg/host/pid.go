@@ -14,8 +14,8 @@ import (
 // errGone: no such process any more.
 var errGone = errors.New("process is gone")
 
-// startOf is when the process started, in ticks since boot. Empty where it is dead, whether its parent knows or not.
-func startOf(pid int) string {
+// StartOf is when the process started, in ticks since boot: with its number it names a process for ever. Empty where it is dead, whether its parent knows or not.
+func StartOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
@@ -39,11 +39,31 @@ func openPid(pid int, start string) (*os.File, error) {
 		return nil, fmt.Errorf("process %d: %w", pid, err)
 	}
 	// Read after the open: where the number had passed on before it, the start differs.
-	if startOf(pid) != start {
+	if StartOf(pid) != start {
 		unix.Close(fd)
 		return nil, errGone
 	}
 	return os.NewFile(uintptr(fd), "process"), nil
+}
+
+// End kills the process that started then, and returns when it is dead: nothing of it runs any more. One that is gone already, whoever has its
+// number now, is no error.
+func End(ctx context.Context, pid int, start string) error {
+	p, err := openPid(pid, start)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	if err := unix.PidfdSendSignal(int(p.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	if err := waitDead(ctx, int(p.Fd())); err != nil {
+		return fmt.Errorf("process %d does not die: %w", pid, err)
+	}
+	return nil
 }
 
 // waitDead returns when the process has ended: nothing of it runs any more, its locks and descriptors are closed.

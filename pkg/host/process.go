@@ -81,7 +81,7 @@ func spawn(ctx context.Context, l launch) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
 	}
-	p.pid, p.start = cmd.Process.Pid, startOf(cmd.Process.Pid)
+	p.pid, p.start = cmd.Process.Pid, StartOf(cmd.Process.Pid)
 	said := make(chan error, 1)
 	go func() {
 		said <- p.listen(out)

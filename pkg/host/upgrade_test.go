@@ -132,7 +132,7 @@ func TestUpgradeOfAStoppedEngine(t *testing.T) {
 	if _, err := r.client.Upgrade(t.Context(), id, r.program("new"), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(was.PID, unix.SIGCONT); err == nil && startOf(was.PID) == was.Start {
+	if err := unix.Kill(was.PID, unix.SIGCONT); err == nil && StartOf(was.PID) == was.Start {
 		t.Error("the stopped engine is still there")
 	}
 	r.served("new")

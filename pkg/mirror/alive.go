@@ -9,9 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -19,25 +18,11 @@ import (
 
 // holderText says who holds a lock: "belay engine pid=12 start=345 node=n1 volume=v".
 func holderText(role, node string, id volume.ID, pid int) string {
-	text := fmt.Sprintf("belay %s pid=%d start=%s node=%s", role, pid, startOf(pid), node)
+	text := fmt.Sprintf("belay %s pid=%d start=%s node=%s", role, pid, host.StartOf(pid), node)
 	if id != "" {
 		text += " volume=" + string(id)
 	}
 	return text
-}
-
-// startOf is when the process started, in ticks since boot: with its number it names a process for ever. Empty where it is gone.
-func startOf(pid int) string {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return ""
-	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
-	const startField = 22 - 3 // field 22 of proc(5), counted from the one behind the name
-	if f := strings.Fields(rest); len(f) > startField {
-		return f[startField]
-	}
-	return ""
 }
 
 // bootID identifies the running kernel.
@@ -77,35 +62,9 @@ func endProcess(ctx context.Context, holder string) error {
 	if !ok || role != "engine" {
 		return fmt.Errorf("held by %q, which is no engine process", holder)
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	if startOf(pid) != start {
-		return nil // the number belongs to somebody else by now: the holder is dead
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("process %d: %w", pid, err)
-	}
-	return waitDead(ctx, fd, pid)
-}
-
-func waitDead(ctx context.Context, fd, pid int) error {
-	deadline := time.Now().Add(holderWait)
-	for ctx.Err() == nil && time.Now().Before(deadline) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-	return fmt.Errorf("process %d does not die", pid)
+	ctx, cancel := context.WithTimeout(ctx, holderWait)
+	defer cancel()
+	return host.End(ctx, pid, start)
 }
 
 func parseHolder(text string) (role string, pid int, start string, ok bool) {
