@@ -59,7 +59,7 @@ func TestSoakUpgrade(t *testing.T) {
 		})
 		s.must("upgrade", err)
 		s.must("the device", s.serving())
-		s.pauses["planned upgrade, by the host's account"] = append(s.pauses["planned upgrade, by the host's account"], u.Pause)
+		s.account("planned upgrade", u.Pause)
 		s.one(to)
 	})
 }
