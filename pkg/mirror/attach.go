@@ -65,6 +65,9 @@ type OpenConfig struct {
 // ErrStaleEpoch: the attachment is not the open one, or, warm, somebody came between. ErrDeviceLost: warm, and no member has all that
 // was acknowledged. ErrNotFound, ErrQuarantined as they say.
 func Open(ctx context.Context, c OpenConfig) (*Session, error) {
+	if c.Warm != nil && c.Purpose != ForDevice {
+		return nil, fmt.Errorf("%w: volume %s: only a device is taken over warm", engine.ErrInvalid, c.ID)
+	}
 	found := survey(c.Stores, c.ID)
 	found.floor = c.Floor
 	newest, err := found.newest()
@@ -291,6 +294,10 @@ func (s *Session) raiseDoubt(next *quorum.Config) error {
 // Close gives the locks back. Without a Seal before it the volume stays attached.
 func (s *Session) Close() {
 	s.background.stop()
+	s.closeReplicas()
+}
+
+func (s *Session) closeReplicas() {
 	for _, r := range s.view.Load().replicas {
 		if r != nil {
 			r.Close()

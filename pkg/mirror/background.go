@@ -12,6 +12,7 @@ const (
 	reopenEvery = 2 * time.Second  // between attempts to bring replicas back
 	quietAfter  = 30 * time.Second // a dirty region is verified once nobody wrote in it for so long
 	idleAfter   = 10 * time.Second // memory is given back once nobody asked anything for so long
+	catchUpPast = time.Second      // a guest that waited for a take-over is served first
 )
 
 // background runs a session's own work: bringing replicas back, verifying, giving memory back. It ends with stop.
@@ -52,7 +53,10 @@ func (s *Session) startBackground() {
 	s.background.every(reopenEvery, s.bringBack)
 	s.background.every(idleAfter, s.giveBack)
 	s.background.wg.Go(func() { s.flushAhead(s.background.ctx) })
-	s.background.wg.Go(func() { s.catchUp(s.background.ctx) })
+	s.background.wg.Go(func() {
+		sleep(s.background.ctx, catchUpPast)
+		s.catchUp(s.background.ctx)
+	})
 	if pace, on := verifyInterval(attributesOf(s.Config()).Parameters); on {
 		s.background.every(min(quietAfter, pace)/4, func(ctx context.Context) { s.verifyQuiet(ctx, min(quietAfter, pace)) })
 		s.background.wg.Go(func() { s.scrubForever(s.background.ctx, pace) })

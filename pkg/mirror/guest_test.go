@@ -223,8 +223,8 @@ func (g *guest) takeOver() {
 		case err == nil:
 			g.note("engine %d takes over; %d regions unsettled", s.epoch, s.regions.unsettled.Load())
 			g.have(s)
-			if g.rng.IntN(3) == 0 {
-				s.background.stop()
+			if g.rng.IntN(3) > 0 {
+				s.background.wg.Go(func() { s.catchUp(s.background.ctx) })
 			}
 			return
 		case errors.Is(err, engine.ErrDeviceLost):

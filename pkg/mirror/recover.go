@@ -14,8 +14,8 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// sumsChunk is how many regions' sums are read at a time (1 MiB).
-const sumsChunk = 32768
+// sumsChunk is how many regions' sums are read at a time (256 KiB).
+const sumsChunk = 8192
 
 // recover finds every region in which the members may differ and makes them identical there, durably, before anything is served. Where a
 // guest waits that is done for a block when it is first asked for, and for the rest in the background. A member that fails is
@@ -53,14 +53,19 @@ func (s *Session) findUnsettled() error {
 	}
 }
 
-func unionDirty(replicas []*replica) []int64 {
-	set := map[int64]struct{}{}
+// unionDirty lists, in order, the regions that are dirty on any of the replicas.
+func unionDirty(replicas []*replica) (all []int64) {
 	for _, r := range replicas {
-		for _, i := range r.Dirty() {
-			set[i] = struct{}{}
+		switch mine := r.Dirty(); {
+		case len(all) == 0:
+			all = mine
+		case !slices.Equal(all, mine): // which is rare
+			all = append(all, mine...)
+			slices.Sort(all)
+			all = slices.Compact(all)
 		}
 	}
-	return sortedKeys(set)
+	return all
 }
 
 func markAll(replicas []*replica, regions []int64) failures {

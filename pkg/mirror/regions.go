@@ -73,7 +73,7 @@ type region struct {
 	sum     digest.Sum // expected, of the blocks that are settled
 	written blockset   // since the last verification
 	// unsettled are the blocks of which nobody has decided since the last writer's death what they are; nil: none. A block is settled
-	// while its range is held exclusively, and stays so.
+	// while its range is held exclusively, and stays so. &allBlocks is shared, and replaced by a copy.
 	unsettled *blockset
 }
 
@@ -93,6 +93,10 @@ func (r *region) update(h *digest.Hasher, block int64, old, now digest.Hash) {
 func (r *region) settle(i int64) bool {
 	if r.unsettled == nil || !r.unsettled.has(i) {
 		return false
+	}
+	if r.unsettled == &allBlocks {
+		r.unsettled = new(blockset)
+		*r.unsettled = allBlocks
 	}
 	r.unsettled.remove(i)
 	if r.unsettled.empty() {
@@ -184,9 +188,7 @@ func (g *regions) doubt(list []int64) {
 		if g.dirty[i] != nil {
 			continue
 		}
-		r := &region{of: g, unsettled: new(blockset)}
-		r.unsettled.fill()
-		r.written.fill()
+		r := &region{of: g, unsettled: &allBlocks, written: allBlocks}
 		r.touched.Store(time.Now().UnixNano())
 		g.dirty[i] = r
 		g.unsettled.Add(1)

@@ -28,7 +28,7 @@ func (s *Session) settleRange(first, n int64) error {
 }
 
 func (s *Session) unsettled(first, n int64) (found bool) {
-	_ = eachRegion(first, n, func(index int64, want blockset) error {
+	_ = eachPart(first, n, func(index int64, want blockset) error {
 		left := s.regions.unsettledIn(index, want)
 		found = found || !left.empty()
 		return nil
@@ -41,14 +41,15 @@ func (s *Session) settleHeld(first, n int64) error {
 	if s.regions.settled() {
 		return nil
 	}
-	return worse(eachRegion(first, n, s.settleBlocks), s.bound())
+	return worse(eachPart(first, n, s.settleBlocks), s.bound())
 }
 
-// eachRegion calls do for each region of the range with the blocks that are wanted of it.
-func eachRegion(first, n int64, do func(index int64, want blockset) error) (err error) {
+// eachPart calls do for each part of the range that lies in one region, with the blocks that are wanted of that. Parts are short: whoever
+// must wait for what is done with one does not wait for all.
+func eachPart(first, n int64, do func(index int64, want blockset) error) (err error) {
 	for n > 0 {
 		from := first % store.RegionBlocks
-		now := min(n, store.RegionBlocks-from)
+		now := min(n, chunkBlocks-from%chunkBlocks)
 		err = worse(err, do(first/store.RegionBlocks, blockSpan(from, now)))
 		first, n = first+now, n-now
 	}

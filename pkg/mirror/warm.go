@@ -50,9 +50,9 @@ func (s *Session) elect(warm *Warm) (quorum.Config, quorum.Set, error) {
 // does. When it returns, with or without an error, the locks are free and every request is refused. Again, it returns the same.
 func (s *Session) Yield() error {
 	s.yield.Do(func() {
-		s.background.stop()
+		s.background.cancel() // and not waited for, while a guest waits: it finds the files closed, which is no worse than a death
 		s.yielded = s.handOver()
-		s.Close()
+		s.closeReplicas()
 	})
 	return s.yielded
 }
