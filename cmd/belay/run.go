@@ -97,10 +97,7 @@ func (s *service) startState(context.Context) error {
 // startHost finds the host of this machine, or starts one, and starts another where it dies. It outlives this process.
 func (s *service) startHost(ctx context.Context) error {
 	s.host = host.NewClient(s.config.State)
-	if err := s.host.Ensure(ctx, s.config.launch()); err != nil {
-		return err
-	}
-	about, err := s.host.About(ctx)
+	about, err := s.host.Ensure(ctx, s.config.launch())
 	if err != nil {
 		return err
 	}

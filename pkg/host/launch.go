@@ -25,9 +25,10 @@ const launchWithin = time.Minute
 
 // Ensure returns when a host answers, one that it has started where none did. That one is a process of its own, in a
 // session of its own: it lives on when this one ends.
-func (c *Client) Ensure(ctx context.Context, l Launch) error {
-	if _, err := c.About(ctx); !errors.Is(err, wire.ErrNotRunning) {
-		return err
+func (c *Client) Ensure(ctx context.Context, l Launch) (About, error) {
+	a, err := c.About(ctx)
+	if !missing(err) {
+		return a, err
 	}
 	cmd := exec.Command(l.Executable)
 	cmd.Args = l.Args
@@ -35,29 +36,34 @@ func (c *Client) Ensure(ctx context.Context, l Launch) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Dir = "/"
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start belay host: %w", err)
+		return a, fmt.Errorf("start belay host: %w", err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	return c.answered(ctx, ended)
 }
 
+// missing says that no host answers: none runs, or it died just now.
+func missing(err error) bool {
+	return errors.Is(err, wire.ErrNotRunning) || errors.Is(err, wire.ErrLost)
+}
+
 // answered waits until a host answers: the one that was started, or one that somebody else started at the same time.
-func (c *Client) answered(ctx context.Context, ended chan error) error {
+func (c *Client) answered(ctx context.Context, ended chan error) (About, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, launchWithin, fmt.Errorf("belay host does not answer within %v; see its log", launchWithin))
 	defer cancel()
 	for left := startTries; ; {
-		_, err := c.About(ctx)
-		if !errors.Is(err, wire.ErrNotRunning) && !errors.Is(err, wire.ErrLost) {
-			return err
+		a, err := c.About(ctx)
+		if !missing(err) {
+			return a, err
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return a, context.Cause(ctx)
 		case err := <-ended:
 			ended <- err // it stays so
 			if left--; left == 0 {
-				return fmt.Errorf("belay host ended as soon as it was started; see its log: %w", cmp.Or(err, errEnded))
+				return a, fmt.Errorf("belay host ended as soon as it was started; see its log: %w", cmp.Or(err, errEnded))
 			}
 			time.Sleep(hostEvery)
 		case <-time.After(hostEvery):
@@ -75,7 +81,7 @@ const startTries = 100
 func (c *Client) Keep(ctx context.Context, l Launch, report func(error)) {
 	const every = 200 * time.Millisecond
 	for ctx.Err() == nil {
-		if err := c.Ensure(ctx, l); err != nil && ctx.Err() == nil {
+		if _, err := c.Ensure(ctx, l); err != nil && ctx.Err() == nil {
 			report(err)
 		}
 		select {

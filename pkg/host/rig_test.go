@@ -63,7 +63,8 @@ func (r *rig) start(env ...string) {
 	r.must(cmd.Start())
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	r.must(r.client.answered(r.t.Context(), ended))
+	_, err := r.client.answered(r.t.Context(), ended)
+	r.must(err)
 }
 
 func self() string {

@@ -90,7 +90,7 @@ func (r *rig) start() {
 	r.t.Helper()
 	state := filepath.Join(r.root, "state")
 	r.host = host.NewClient(state)
-	err := r.host.Ensure(r.t.Context(), host.Launch{Executable: os.Args[0], Args: []string{"belay", "host", state}, Log: os.Stderr})
+	_, err := r.host.Ensure(r.t.Context(), host.Launch{Executable: os.Args[0], Args: []string{"belay", "host", state}, Log: os.Stderr})
 	if err != nil {
 		r.t.Fatal(err)
 	}

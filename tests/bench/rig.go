@@ -39,7 +39,7 @@ func newRig(ctx context.Context, belay string, dirs []string) (*rig, error) {
 	}
 	state := filepath.Join(dirs[0], "state")
 	r := &rig{host: host.NewClient(state)}
-	if err := r.host.Ensure(ctx, host.Launch{Executable: executable, Args: []string{"belay", "host", "--while-needed", "--state", state}, Log: os.Stderr}); err != nil {
+	if _, err := r.host.Ensure(ctx, host.Launch{Executable: executable, Args: []string{"belay", "host", "--while-needed", "--state", state}, Log: os.Stderr}); err != nil {
 		return nil, err
 	}
 	c := mirror.Config{

@@ -357,9 +357,10 @@ func (r *rig) otherHost() *host.Client {
 	log, err := os.Create(filepath.Join(r.Dir, "other.log"))
 	r.must("log", err)
 	defer log.Close()
-	r.must("another host", c.Ensure(r.Context(), host.Launch{
+	_, err = c.Ensure(r.Context(), host.Launch{
 		Executable: r.Binary, Args: []string{"belay", "host", "--while-needed", "--state", state}, Log: log,
-	}))
+	})
+	r.must("another host", err)
 	return c
 }
 
