@@ -594,7 +594,7 @@ func (g *guest) finish() {
 }
 
 var (
-	guestSeeds = flag.Uint64("guest.seeds", 60, "how many random histories TestGuestSurvives runs")
+	guestSeeds = flag.Uint64("guest.seeds", 40, "how many random histories TestGuestSurvives runs")
 	guestSeed  = flag.Uint64("guest.seed", 0, "the only one, where it is not 0")
 )
 

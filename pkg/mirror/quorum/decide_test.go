@@ -87,6 +87,36 @@ func TestElectSeesEveryCommit(t *testing.T) {
 	}
 }
 
+// TestElectWarm: for every state of three voters, a source of a warm take-over is a member that has the newest configuration seen and kept its
+// cache, and that there is none is final only where no member was missed.
+func TestElectWarm(t *testing.T) {
+	for members := SetOf(0); members <= All(3); members++ {
+		newest, older := config(3, 4, 2, members.Indexes()...), config(3, 4, 1, 0, 1, 2)
+		kept, lost := says(newest), says(newest)
+		lost.Lossy = true
+		states := []Answer{{}, kept, lost, says(older)}
+		for n := range len(states) * len(states) * len(states) {
+			answers := []Answer{states[n%4], states[n/4%4], states[n/16]}
+			seen, sources, err := Elect(answers, true)
+			if err == nil && sources == 0 || err != nil && sources != 0 {
+				t.Fatalf("members %v, answers %+v: sources %v, %v", members.Indexes(), answers, sources.Indexes(), err)
+			}
+			missed := 0
+			for i, a := range answers {
+				if want := err == nil && a.Known && !a.Lossy && seen.Members.Has(i); sources.Has(i) != want {
+					t.Fatalf("members %v, answers %+v: voter %d is a source: %v", members.Indexes(), answers, i, sources.Has(i))
+				}
+				if seen.Members.Has(i) && !a.Known {
+					missed++
+				}
+			}
+			if errors.Is(err, ErrAllLossy) && missed > 0 || errors.Is(err, ErrNoMember) && missed == 0 {
+				t.Fatalf("members %v, answers %+v, of the members %d missed: %v", members.Indexes(), answers, missed, err)
+			}
+		}
+	}
+}
+
 func TestNextEpoch(t *testing.T) {
 	promised := says(config(3, 4, 1, 0))
 	promised.Promised = 9
