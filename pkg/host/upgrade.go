@@ -129,7 +129,7 @@ func (d *held) probation(ctx context.Context, next *process) error {
 			switch {
 			case ctx.Err() != nil:
 			case err != nil:
-				return fmt.Errorf("the new engine does not answer: %w", err)
+				return fmt.Errorf("the new engine does not answer: %w", next.explain(err))
 			case is.Waiting > muteWithin:
 				return fmt.Errorf("the new engine has answered no request for %v", is.Waiting.Round(time.Millisecond))
 			}
