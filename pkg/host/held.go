@@ -181,6 +181,7 @@ func (d *held) first(ctx context.Context, s Spec, report func(engine.Progress)) 
 	}
 	if d.export != nil {
 		d.export.Abandon()
+		err = errors.Join(err, d.removeLeftovers(ctx)) // it may have appeared just when its engine died
 	}
 	return errors.Join(err, d.forget())
 }
@@ -203,18 +204,48 @@ func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (
 	d.setEngine(p)
 	d.host.step("first: started")
 	info, err := p.take(ctx, Take{Order: s.Order}, 0, report)
-	if errors.Is(err, wire.ErrLost) || errors.Is(err, errGone) {
+	if errors.Is(err, wire.ErrLost) || errors.Is(err, wire.ErrNotRunning) || errors.Is(err, errGone) {
 		return fmt.Errorf("%w: volume %s: its engine died while it attached the volume; ask again: %w", engine.ErrUnavailable, s.Volume, err)
 	}
 	if err != nil {
 		return err
 	}
 	d.host.step("first: taken")
-	if _, err := export.Attach(ctx); err != nil {
+	if err := d.appear(ctx, p); err != nil {
 		return err
 	}
 	d.host.step("first: attached")
 	return d.update(func(e *entry) { e.First, e.Info = info, info })
+}
+
+// appearWithin bounds how long the kernel may take to make a block device of a file that is served.
+const appearWithin = 10 * time.Second
+
+// appear has the kernel make the block device, for which it asks the engine. Where that dies or hangs it would wait for ever, with a lock
+// without which nobody on the machine gets a loop device: so the device is given up then.
+func (d *held) appear(ctx context.Context, p *process) error {
+	made := make(chan error, 1)
+	go func() {
+		_, err := d.export.Attach(context.WithoutCancel(ctx))
+		made <- err
+	}()
+	cause := "dies"
+	select {
+	case err := <-made:
+		return err
+	case <-p.ended:
+	case <-time.After(appearWithin):
+		cause = "hangs"
+	case <-ctx.Done():
+		cause = context.Cause(ctx).Error()
+	}
+	err := errors.Join(fmt.Errorf("%w: volume %s: its engine %s while its device is made; ask again", engine.ErrUnavailable, d.entry.Volume, cause), p.kill())
+	d.export.Abandon() // nobody has the channel any more, which ends the wait
+	select {
+	case <-made:
+	case <-time.After(closeWithin):
+	}
+	return err
 }
 
 // spawn starts an engine process that stands by, and names it beside those given at once: a killed host leaves none that the next one does not know.
@@ -301,6 +332,14 @@ func (d *held) detach(ctx context.Context) error {
 
 // removeDead takes away what the kernel has of a device that answers nothing.
 func (d *held) removeDead(ctx context.Context) error {
+	if err := d.removeLeftovers(ctx); err != nil {
+		return err
+	}
+	d.tell(Event{Kind: Detached, Cause: d.entry.Lost})
+	return d.forget()
+}
+
+func (d *held) removeLeftovers(ctx context.Context) error {
 	all, err := device.Leftovers()
 	if err != nil {
 		return err
@@ -313,8 +352,7 @@ func (d *held) removeDead(ctx context.Context) error {
 			return err
 		}
 	}
-	d.tell(Event{Kind: Detached, Cause: d.entry.Lost})
-	return d.forget()
+	return nil
 }
 
 func (d *held) resize(ctx context.Context) error {

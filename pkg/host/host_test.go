@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -200,5 +201,22 @@ func TestSecondHostIsRefused(t *testing.T) {
 	r := newRig(t)
 	if _, err := New(Config{State: r.state()}); !errors.Is(err, ErrRunning) {
 		t.Errorf("%v", err)
+	}
+}
+
+// An engine that dies while its first device is made is not waited for: the kernel would hold up every other device of the machine.
+// The next call makes the device.
+func TestEngineDiesWhileItsDeviceIsMade(t *testing.T) {
+	for _, step := range []string{"first: started", "first: taken"} {
+		t.Run(step, func(t *testing.T) {
+			r := newRig(t, "BELAY_TEST_AT="+step+"|last")
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			if _, err := r.client.Attach(ctx, r.spec(), nil); !errors.Is(err, engine.ErrUnavailable) {
+				t.Fatalf("%v, want %v", err, engine.ErrUnavailable)
+			}
+			r.attach()
+			r.served("old")
+		})
 	}
 }
