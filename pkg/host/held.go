@@ -229,17 +229,17 @@ func (d *held) appear(ctx context.Context, p *process) error {
 		_, err := d.export.Attach(context.WithoutCancel(ctx))
 		made <- err
 	}()
-	cause := "dies"
+	cause := "its engine died"
 	select {
 	case err := <-made:
 		return err
 	case <-p.ended:
 	case <-time.After(appearWithin):
-		cause = "hangs"
+		cause = fmt.Sprintf("it did not appear within %v: its engine hangs, or something holds up the loop devices of this machine", appearWithin)
 	case <-ctx.Done():
 		cause = context.Cause(ctx).Error()
 	}
-	err := errors.Join(fmt.Errorf("%w: volume %s: its engine %s while its device is made; ask again", engine.ErrUnavailable, d.entry.Volume, cause), p.kill())
+	err := errors.Join(fmt.Errorf("%w: device of volume %s: %s; ask again", engine.ErrUnavailable, d.entry.Volume, cause), p.kill())
 	d.export.Abandon() // nobody has the channel any more, which ends the wait
 	select {
 	case <-made:
