@@ -78,7 +78,7 @@ func TestKillUnderLoad(t *testing.T) {
 	t.Logf("%d rounds of 3 deaths in %v", n, time.Since(began).Round(time.Second))
 }
 
-// serving waits until the host says that the volume's device is served.
+// serving waits until the volume's device is served by an engine that lives: a host may not have noticed yet that one is dead.
 func (s *subject) serving() error {
 	ctx, cancel := context.WithTimeout(s.Context(), callWithin)
 	defer cancel()
@@ -86,8 +86,8 @@ func (s *subject) serving() error {
 	err := orchestrator.Until(ctx, "an engine that serves "+s.ID, func() (bool, error) {
 		d, err := s.Served(ctx, s.Volume)
 		last = err
-		if err == nil && d.State != host.Serving {
-			last = fmt.Errorf("%s: %s", d.State, d.Cause)
+		if err == nil && (d.State != host.Serving || !slices.Contains(s.Engines(s.Volume), d.Engine.PID)) {
+			last = fmt.Errorf("%s: engine %d: %s", d.State, d.Engine.PID, d.Cause)
 		}
 		return last == nil, nil
 	})
