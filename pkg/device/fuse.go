@@ -17,6 +17,8 @@ import (
 // maxBackground is how many requests the kernel lets be unanswered: four times the depth of a loop device's queue.
 const maxBackground = 512
 
+const fuseDevice = "/dev/fuse"
+
 // initWithin bounds the wait for INIT, which the kernel sends while it makes the superblock.
 const initWithin = 10 * time.Second
 
@@ -83,12 +85,12 @@ func adoptFUSE(c Config, channel *os.File, path string) (*fuseExport, error) {
 
 // mountDetached returns the channel and the mount of a new superblock.
 func mountDetached() (channel *os.File, root int, err error) {
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(fuseDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, -1, fmt.Errorf("open /dev/fuse (is the module fuse loaded?): %w: %w", ErrUnsupported, err)
 	}
 	// Wrapped while it blocks, so that File.Fd never changes the mode, which all processes with the channel share.
-	channel = os.NewFile(uintptr(fd), "/dev/fuse")
+	channel = os.NewFile(uintptr(fd), fuseDevice)
 	if root, err = newMount(fd); err == nil {
 		err = unix.SetNonblock(fd, true)
 	}
@@ -217,7 +219,8 @@ func (e *fuseExport) startAttach() (*job, error) {
 }
 
 func (e *fuseExport) attach(j *job, root int) {
-	path, err := attachLoop(root, e.c)
+	var path string
+	err := apart(func() (err error) { path, err = attachLoop(root, e.c); return err })
 	unix.Close(root)
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -233,7 +236,7 @@ func (e *fuseExport) attach(j *job, root int) {
 
 // attachLoop opens the file at root and puts a loop device on it.
 func attachLoop(root int, c Config) (string, error) {
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(root), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open("/proc/thread-self/fd/"+strconv.Itoa(root), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("open file: %w", err)
 	}
@@ -272,7 +275,9 @@ func (e *fuseExport) resize(path string) (int64, error) {
 	if err := e.forgetAttributes(); err != nil {
 		return 0, err
 	}
-	return refreshCapacity(path, e.c.Name)
+	var size int64
+	err := apart(func() (err error) { size, err = refreshCapacity(path, e.c.Name); return err })
+	return size, err
 }
 
 // forgetAttributes has the kernel ask for the file's size when it next needs it.
@@ -321,7 +326,7 @@ func (e *fuseExport) startClose() (*job, error) {
 func (e *fuseExport) close(j *job, path string) {
 	var err error
 	if path != "" {
-		err = unbindLoop(context.Background(), path, e.c.Name)
+		err = apart(func() error { return unbindLoop(context.Background(), path, e.c.Name) })
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

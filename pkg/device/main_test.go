@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is also the processes that tests kill: TestMain runs it as what this variable says.
@@ -22,6 +25,8 @@ func TestMain(m *testing.M) {
 		err = serverProcess(os.Getenv("IMAGE"), os.Getenv("RESEND") != "")
 	case "holder":
 		err = holderProcess(os.Getenv("NAME"))
+	case "waiting holder":
+		err = waitingHolderProcess(os.Getenv("NAME"))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -54,6 +59,33 @@ func holderProcess(name string) error {
 	}
 	fmt.Println(path)
 	return <-served
+}
+
+// waitingHolderProcess makes a device and waits in the kernel, in the middle of it, for a server that has taken its request. It prints
+// the number of the connection first.
+func waitingHolderProcess(name string) error {
+	e, err := createFUSE(Config{Name: name, BlockSize: 4096, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	b := &deaf{memory: memory{bytes: make([]byte, 64<<20)}}
+	b.size.Store(int64(len(b.bytes)))
+	go func() { _ = Serve(context.Background(), e.Channel(), b, ServeOptions{BlockSize: 4096}) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(e.root, &st); err != nil {
+		return err
+	}
+	fmt.Println(unix.Minor(st.Dev))
+	_, err = e.Attach(context.Background())
+	return err
+}
+
+// deaf never answers a flush, and says so.
+type deaf struct{ memory }
+
+func (d *deaf) Flush() error {
+	fmt.Println("waiting")
+	select {}
 }
 
 // startRole starts the test binary in a role. It is killed at the end of the test at the latest.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -367,5 +368,37 @@ func TestBackingName(t *testing.T) {
 	}
 	if backingName(long) == backingName(long[:62]+"w") {
 		t.Error("two long names are the same")
+	}
+}
+
+// A process that is killed while it waits in the kernel for a server that dies with it must die: what it waits for would keep locks of the
+// kernel, and no loop device of the machine could be opened any more.
+func TestHolderKilledWhileItAttaches(t *testing.T) {
+	needRoot(t)
+	for range 3 {
+		c := startRole(t, "waiting holder", nil, fmt.Sprint("NAME=waiting-", rand.Uint64()))
+		out, err := c.StdoutPipe()
+		if err == nil {
+			err = c.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var connection uint32
+		var word string
+		if _, err := fmt.Fscan(out, &connection, &word); err != nil || word != "waiting" {
+			t.Fatalf("%q: %v", word, err)
+		}
+		_ = c.Process.Kill()
+		dead := make(chan error, 1)
+		go func() { dead <- c.Wait() }()
+		select {
+		case <-dead:
+		case <-time.After(patience):
+			t.Error("a killed process waits for itself")
+			if err := abortConnection(connection); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
