@@ -376,7 +376,8 @@ func TestBackingName(t *testing.T) {
 func TestHolderKilledWhileItAttaches(t *testing.T) {
 	needRoot(t)
 	for range 3 {
-		c := startRole(t, "waiting holder", nil, fmt.Sprint("NAME=waiting-", rand.Uint64()))
+		name := fmt.Sprint("waiting-", rand.Uint64())
+		c := startRole(t, "waiting holder", nil, "NAME="+name)
 		out, err := c.StdoutPipe()
 		if err == nil {
 			err = c.Start()
@@ -399,6 +400,24 @@ func TestHolderKilledWhileItAttaches(t *testing.T) {
 			if err := abortConnection(connection); err != nil {
 				t.Error(err)
 			}
+		}
+		removeLeftover(t, name)
+	}
+}
+
+// removeLeftover takes away the volume's dead device where there is one.
+func removeLeftover(t *testing.T, volume string) {
+	t.Helper()
+	all, err := Leftovers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range all {
+		if !l.Of(volume) {
+			continue
+		}
+		if err := l.Remove(soon(t)); err != nil {
+			t.Error(err)
 		}
 	}
 }
