@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/belay-storage/belay/pkg/host"
 )
 
@@ -151,12 +153,22 @@ func killDead(ctx context.Context, pid int) error {
 	return gone(ctx, pid)
 }
 
-// gone waits until the process has ended. One that nobody waits for counts as ended: it holds nothing any more.
+// gone waits until the process has ended, every thread of it. One that nobody waits for counts as ended: it holds nothing any more.
 func gone(ctx context.Context, pid int) error {
-	exe := fmt.Sprintf("/proc/%d/exe", pid)
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
 	return Until(ctx, fmt.Sprintf("the end of process %d", pid), func() (bool, error) {
-		_, err := os.Readlink(exe)
-		return err != nil || zombie(exe), nil
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		if errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+		return n > 0, err
 	})
 }
 
