@@ -133,38 +133,38 @@ func (p *prober) count() int64 {
 	return p.done
 }
 
-// longest is the longest operation that ran at any moment between two, once all that began before the second have ended. It forgets
+// longest is the longest operation that ran at any moment between two, and when it began, once all that began before the second have ended. It forgets
 // what ended before the first.
-func (p *prober) longest(ctx context.Context, from, to time.Time) (time.Duration, error) {
+func (p *prober) longest(ctx context.Context, from, to time.Time) (begun time.Time, took time.Duration, err error) {
 	for {
-		took, settled, err := p.look(from, to)
+		most, settled, err := p.look(from, to)
 		if settled || err != nil {
-			return took, err
+			return most.begun, most.ended.Sub(most.begun), err
 		}
 		select {
 		case <-p.over:
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
-			return 0, fmt.Errorf("an operation has not ended: %w", context.Cause(ctx))
+			return begun, 0, fmt.Errorf("an operation has not ended: %w", context.Cause(ctx))
 		}
 	}
 }
 
-func (p *prober) look(from, to time.Time) (most time.Duration, settled bool, err error) {
+func (p *prober) look(from, to time.Time) (most operationTime, settled bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ended {
-		return 0, false, errors.Join(errors.New("the prober has ended"), p.failed)
+		return most, false, errors.Join(errors.New("the prober has ended"), p.failed)
 	}
 	if p.begun.Before(to) {
-		return 0, false, nil
+		return most, false, nil
 	}
 	for len(p.slow) > 0 && p.slow[0].ended.Before(from) {
 		p.slow = p.slow[1:]
 	}
 	for _, o := range p.slow {
-		if o.begun.Before(to) {
-			most = max(most, o.ended.Sub(o.begun))
+		if o.begun.Before(to) && o.ended.Sub(o.begun) > most.ended.Sub(most.begun) {
+			most = o
 		}
 	}
 	return most, true, nil

@@ -123,12 +123,25 @@ func (s *soak) pause(what string, from time.Time) {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.Context(), callWithin)
 	defer cancel()
-	took, err := s.prober.longest(ctx, from, time.Now())
+	begun, took, err := s.prober.longest(ctx, from, time.Now())
 	if err != nil {
 		s.hung(ctx)
 		s.must("the guest after "+what, err)
 	}
 	s.pauses[what] = append(s.pauses[what], took)
+	if took >= longPause {
+		s.Logf("%s: %s: the guest waited %v, from %v after it on; load %s", s.fstype, what, took.Round(time.Millisecond), begun.Sub(from).Round(time.Millisecond), loadAverage())
+	}
+}
+
+// longPause is one that is told when it happens, so that it can be looked for in the server's log.
+const longPause = 150 * time.Millisecond
+
+// loadAverage is how many wanted to run on this machine within the last minute.
+func loadAverage() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }
 
 // account notes how long requests waited as the host has it: without what the guest's own load and this machine add.
