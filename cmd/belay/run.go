@@ -212,8 +212,8 @@ func (s *service) adminServer() *wire.Server {
 	})
 }
 
-// healthy says that the process answers. It does not look at the stores: a restart, which is what a failed
-// liveness probe brings, heals no disk and takes the devices of the others away.
+// healthy says that the process answers. It does not look at the stores: a restart, which is what a failed liveness probe brings, heals
+// no disk.
 func healthy(context.Context) error { return nil }
 
 // close ends everything in the reverse order of start. Jobs stop first, since they rest on the engine; what they left is in the journal.
