@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/user"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -37,18 +39,23 @@ func newFence(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o.output == outJSON {
-				return printJSON(cmd.OutOrStdout(), r)
-			}
-			var b strings.Builder
-			writeReceipt(&b, r)
-			_, err = fmt.Fprint(cmd.OutOrStdout(), b.String())
-			return err
+			return o.printReceipt(cmd.OutOrStdout(), r)
 		},
 	}
 	cmd.Flags().Uint64Var(&epoch, "epoch", 0, "epoch of the attachment to end (required)")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, kept in the receipt (required)")
 	return cmd
+}
+
+// printReceipt writes the receipt that a decision has left.
+func (o *options) printReceipt(w io.Writer, r receipt.Receipt) error {
+	if o.output == outJSON {
+		return printJSON(w, r)
+	}
+	var b strings.Builder
+	writeReceipt(&b, r)
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // actor is who answers for it, as well as this machine can tell. The socket lets in root and the server's own user only.

@@ -106,13 +106,7 @@ func (o *options) salvageFrom(cmd *cobra.Command, p admin.SalvagePlan, f *salvag
 	if err != nil {
 		return err
 	}
-	if o.output == outJSON {
-		return printJSON(cmd.OutOrStdout(), r)
-	}
-	var b strings.Builder
-	writeReceipt(&b, r)
-	_, err = fmt.Fprint(cmd.OutOrStdout(), b.String())
-	return err
+	return o.printReceipt(cmd.OutOrStdout(), r)
 }
 
 // prefixMin is the shortest beginning of an ID that names a store.

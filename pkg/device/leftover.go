@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -50,6 +51,22 @@ func Leftovers() ([]Leftover, error) {
 		}
 	}
 	return all, nil
+}
+
+// LeftoversOf lists those of the volume: see [Leftovers].
+func LeftoversOf(volume string) ([]Leftover, error) {
+	all, err := Leftovers()
+	return slices.DeleteFunc(all, func(l Leftover) bool { return !l.Of(volume) }), err
+}
+
+// RemoveLeftovers is [Remove] for every block device of the volume. None is no error.
+func RemoveLeftovers(ctx context.Context, volume string) error {
+	all, err := LeftoversOf(volume)
+	errs := []error{err}
+	for _, l := range all {
+		errs = append(errs, l.Remove(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // nameOf returns what the loop device is bound to, "" where it has gone meanwhile.

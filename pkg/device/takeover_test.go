@@ -401,22 +401,7 @@ func TestHolderKilledWhileItAttaches(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		removeLeftover(t, name)
-	}
-}
-
-// removeLeftover takes away the volume's dead device where there is one.
-func removeLeftover(t *testing.T, volume string) {
-	t.Helper()
-	all, err := Leftovers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range all {
-		if !l.Of(volume) {
-			continue
-		}
-		if err := l.Remove(soon(t)); err != nil {
+		if err := RemoveLeftovers(soon(t), name); err != nil {
 			t.Error(err)
 		}
 	}

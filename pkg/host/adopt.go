@@ -27,7 +27,9 @@ func (h *Host) adopt(ctx context.Context) error {
 		if d.gone {
 			continue
 		}
+		h.mu.Lock()
 		h.add(d)
+		h.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
@@ -50,7 +52,7 @@ func (d *held) adopt(ctx context.Context) error {
 	if err := d.takeBack(alive[0]); err != nil {
 		// Without the channel the device dies with the engine; with it nothing is left to do.
 		d.host.log.Error("device cannot be taken back", append(d.log(), "error", err)...)
-		return d.abandonAll(ctx, alive, err)
+		return d.abandonAll(alive, err)
 	}
 	serving := d.choose(ctx, alive)
 	for _, p := range alive {
@@ -118,16 +120,14 @@ func (d *held) takeBack(p *process) error {
 }
 
 func (d *held) pathOf() string {
-	all, err := device.Leftovers()
+	all, err := device.LeftoversOf(d.entry.Name)
 	if err != nil {
 		d.host.log.Error("devices of this machine cannot be listed", append(d.log(), "error", err)...)
 	}
-	for _, l := range all {
-		if l.Of(d.entry.Name) {
-			return l.Path
-		}
+	if len(all) == 0 {
+		return ""
 	}
-	return ""
+	return all[0].Path
 }
 
 // choose returns the engine that serves, nil where none does or the one that should does not answer. It also learns what an engine
@@ -153,7 +153,7 @@ func (d *held) choose(ctx context.Context, alive []*process) *process {
 
 // unmake removes what is left of a device that was not finished.
 func (d *held) unmake(ctx context.Context, alive []*process) error {
-	if err := d.abandonAll(ctx, alive, errors.New("its host died while it was made")); err != nil {
+	if err := d.abandonAll(alive, errors.New("its host died while it was made")); err != nil {
 		return err
 	}
 	bounded, cancel := context.WithTimeout(ctx, closeWithin)
@@ -162,7 +162,7 @@ func (d *held) unmake(ctx context.Context, alive []*process) error {
 }
 
 // abandonAll ends the engines, and the device with them.
-func (d *held) abandonAll(_ context.Context, alive []*process, cause error) error {
+func (d *held) abandonAll(alive []*process, cause error) error {
 	for _, p := range alive {
 		if err := p.kill(); err != nil {
 			return err

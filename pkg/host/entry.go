@@ -103,8 +103,8 @@ func (b book) list(boot string) (out []entry, err error) {
 	return out, errors.Join(damaged...)
 }
 
-// bootID identifies the running kernel.
-func bootID() (string, error) {
+// BootID identifies the running kernel.
+func BootID() (string, error) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(text)), err
 }

@@ -181,7 +181,7 @@ func (d *held) first(ctx context.Context, s Spec, report func(engine.Progress)) 
 	}
 	if d.export != nil {
 		d.export.Abandon()
-		err = errors.Join(err, d.removeLeftovers(ctx)) // it may have appeared just when its engine died
+		err = errors.Join(err, device.RemoveLeftovers(ctx, d.entry.Name)) // it may have appeared just when its engine died
 	}
 	return errors.Join(err, d.forget())
 }
@@ -332,27 +332,11 @@ func (d *held) detach(ctx context.Context) error {
 
 // removeDead takes away what the kernel has of a device that answers nothing.
 func (d *held) removeDead(ctx context.Context) error {
-	if err := d.removeLeftovers(ctx); err != nil {
+	if err := device.RemoveLeftovers(ctx, d.entry.Name); err != nil {
 		return err
 	}
 	d.tell(Event{Kind: Detached, Cause: d.entry.Lost})
 	return d.forget()
-}
-
-func (d *held) removeLeftovers(ctx context.Context) error {
-	all, err := device.Leftovers()
-	if err != nil {
-		return err
-	}
-	for _, l := range all {
-		if !l.Of(d.entry.Name) {
-			continue
-		}
-		if err := l.Remove(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (d *held) resize(ctx context.Context) error {

@@ -64,7 +64,7 @@ type Host struct {
 
 // New makes the directories and takes their lock. ErrRunning where another has it.
 func New(c Config) (*Host, error) {
-	boot, err := bootID()
+	boot, err := BootID()
 	if err != nil {
 		return nil, err
 	}
@@ -153,11 +153,9 @@ func (h *Host) count() int {
 	return len(h.held)
 }
 
-// add lets the device's goroutine run.
+// add lets the device's goroutine run. The caller holds mu.
 func (h *Host) add(d *held) {
-	h.mu.Lock()
 	h.held[d.entry.Volume] = d
-	h.mu.Unlock()
 	h.running.Go(func() { d.run(h.ctx) })
 }
 
@@ -195,20 +193,12 @@ func (h *Host) attach(ctx context.Context, s Spec, report func(engine.Progress))
 
 func (h *Host) place(s Spec) (d *held, fresh bool) {
 	h.mu.Lock()
-	d = h.held[s.Volume]
-	h.mu.Unlock()
-	if d != nil {
+	defer h.mu.Unlock()
+	if d = h.held[s.Volume]; d != nil {
 		return d, false
 	}
 	d = newHeld(h, entry{Boot: h.boot, Volume: s.Volume, Name: s.Name, BlockSize: s.BlockSize, Key: s.Key, Order: s.Order, Since: time.Now().UTC()})
-	h.mu.Lock()
-	if other := h.held[s.Volume]; other != nil {
-		h.mu.Unlock()
-		return other, false
-	}
-	h.held[s.Volume] = d
-	h.mu.Unlock()
-	h.running.Go(func() { d.run(h.ctx) })
+	h.add(d)
 	return d, true
 }
 

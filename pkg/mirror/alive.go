@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -27,11 +26,11 @@ func holderText(role, node string, id volume.ID, pid int) string {
 
 // bootID identifies the running kernel.
 func bootID() (id quorum.UUID, err error) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	text, err := host.BootID()
 	if err != nil {
 		return id, err
 	}
-	return id, id.UnmarshalText([]byte(strings.ReplaceAll(strings.TrimSpace(string(text)), "-", "")))
+	return id, id.UnmarshalText([]byte(strings.ReplaceAll(text, "-", "")))
 }
 
 // holderWait bounds how long a killed holder may take to die.

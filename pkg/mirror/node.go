@@ -100,14 +100,12 @@ func (e *Engine) deviceName(id volume.ID) string {
 
 // leftover says whether a device of the volume is still there that no host knows of.
 func (e *Engine) leftover(id volume.ID) error {
-	all, err := device.Leftovers()
+	all, err := device.LeftoversOf(e.deviceName(id))
 	if err != nil {
 		return fmt.Errorf("devices of this node: %w", err)
 	}
-	for _, l := range all {
-		if l.Of(e.deviceName(id)) {
-			return fmt.Errorf("%w: volume %s: %s", engine.ErrDeviceLost, id, l.Path)
-		}
+	if len(all) > 0 {
+		return fmt.Errorf("%w: volume %s: %s", engine.ErrDeviceLost, id, all[0].Path)
 	}
 	return fmt.Errorf("%w: volume %s has no device on node %s", engine.ErrNotFound, id, e.Node)
 }
@@ -164,17 +162,10 @@ func (e *Engine) removeDevice(ctx context.Context, id volume.ID) error {
 	if err := e.Host.Detach(ctx, id); !isNotFound(err) {
 		return err
 	}
-	all, err := device.Leftovers()
-	if err != nil {
+	if err := device.RemoveLeftovers(ctx, e.deviceName(id)); err != nil {
 		return fmt.Errorf("devices of this node: %w", err)
 	}
-	var errs []error
-	for _, l := range all {
-		if l.Of(e.deviceName(id)) {
-			errs = append(errs, l.Remove(ctx))
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // Resize implements engine.Node.
