@@ -6,14 +6,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"hash/maphash"
+	"hash/crc32"
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -105,7 +105,6 @@ func NewAgent(c AgentConfig) (*Agent, error) {
 		run:    rand.Text(),
 		notary: notary{control: c.Control, book: c.Book, log: c.Log, events: c.Events},
 		jobs:   newJobs(c.Clock),
-		locks:  stripes{seed: maphash.MakeSeed()},
 	}, nil
 }
 
@@ -158,13 +157,12 @@ func (a *Agent) device(ctx context.Context, id volume.ID) (engine.Device, Device
 
 // stripes are locks by volume; two volumes may share one.
 type stripes struct {
-	seed maphash.Seed
-	mu   [64]sync.Mutex
+	mu [64]locks.Mutex
 }
 
 // lock returns the way to unlock.
 func (s *stripes) lock(id volume.ID) func() {
-	mu := &s.mu[maphash.String(s.seed, string(id))%uint64(len(s.mu))]
+	mu := &s.mu[crc32.ChecksumIEEE([]byte(id))%uint32(len(s.mu))]
 	mu.Lock()
 	return mu.Unlock
 }

@@ -26,15 +26,16 @@ const processorsMax = 4
 // RunEngine is an engine process: the verb "engine" of the executable, started by a host. See host.RunEngine.
 func RunEngine(ctx context.Context, version string, in io.Reader, out io.Writer, log *slog.Logger) error {
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), processorsMax))
-	return host.RunEngine(ctx, in, out, program(version, log), log)
+	return host.RunEngine(ctx, in, out, Program(vfs.OS(), version, log), log)
 }
 
-func program(version string, log *slog.Logger) host.Program {
+// Program is what a process that serves volumes of this engine runs: fsys is where it finds the stores.
+func Program(fsys vfs.FS, version string, log *slog.Logger) host.Program {
 	count := newCounter()
 	return host.Program{
 		Version: version, FormatMin: store.FormatVersion, FormatMax: store.FormatVersion,
 		Open: func(ctx context.Context, t host.Take, progress func(engine.Progress)) (host.Session, error) {
-			return openTaken(ctx, t, progress, count, log)
+			return openTaken(ctx, fsys, t, progress, count, log)
 		},
 		Methods: func(server *wire.Server, session func() (host.Session, error)) {
 			methods(server, func() (*Session, error) {
@@ -54,7 +55,7 @@ type served struct {
 	unclean bool
 }
 
-func openTaken(ctx context.Context, t host.Take, progress func(engine.Progress), count *counter, log *slog.Logger) (host.Session, error) {
+func openTaken(ctx context.Context, fsys vfs.FS, t host.Take, progress func(engine.Progress), count *counter, log *slog.Logger) (host.Session, error) {
 	var o order
 	if err := json.Unmarshal(t.Order, &o); err != nil {
 		return nil, fmt.Errorf("engine process: order: %w", err)
@@ -63,7 +64,6 @@ func openTaken(ctx context.Context, t host.Take, progress func(engine.Progress),
 	if err := errors.Join(installation.UnmarshalText([]byte(o.Installation)), boot.UnmarshalText([]byte(o.Boot))); err != nil {
 		return nil, fmt.Errorf("engine process: order: %w", err)
 	}
-	fsys := vfs.OS()
 	c := OpenConfig{
 		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(), Progress: progress, Floor: o.Floor,
 		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) },

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 )
@@ -128,7 +129,7 @@ type regions struct {
 
 	unsettled atomic.Int64 // how many regions have unsettled blocks
 
-	marking sync.Mutex // held while regions are being marked on the stores
+	marking locks.Mutex // held while regions are being marked on the stores
 	waiting map[int64]struct{}
 	pending sync.Mutex // guards waiting
 }

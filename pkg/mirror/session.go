@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
@@ -38,7 +39,7 @@ type Session struct {
 	events Events
 	holder string
 
-	gate    sync.RWMutex
+	gate    locks.RWMutex
 	view    atomic.Pointer[view]
 	stopped bool        // guarded by gate: writes are refused
 	sealed  bool        // guarded by gate
@@ -50,7 +51,8 @@ type Session struct {
 	broken  atomic.Pointer[error]  // fenced, lost or handed over: every request fails with it
 	suspend bool                   // where it is broken nobody is answered
 	lost    chan struct{}          // closed when it was ended by force
-	yield   sync.Once
+	yield   locks.Mutex
+	handed  bool  // guarded by yield, as yielded: Yield was called
 	yielded error // what Yield returns
 
 	ranges   ranges
@@ -67,7 +69,7 @@ type Session struct {
 	salvaging bool // it makes one replica what the volume is, by a person's decision
 	touched   atomic.Int64
 
-	evidence   sync.RWMutex // held for reading by a scrub of a region, for writing by whatever else verifies, rebuilds or seals
+	evidence   locks.RWMutex // held for reading by a scrub of a region, for writing by whatever else verifies, rebuilds or seals
 	background background
 }
 
@@ -227,7 +229,7 @@ func together(replicas []*replica, add func(*store.Transfers, *replica), meanwhi
 type group struct {
 	mu   sync.Mutex
 	next *flight
-	turn sync.Mutex
+	turn locks.Mutex
 }
 
 type flight struct {

@@ -10,9 +10,9 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -25,7 +25,7 @@ type stores struct {
 	paths []string
 	log   *slog.Logger
 
-	mu           sync.Mutex
+	mu           locks.Mutex
 	holder       string
 	installation quorum.UUID
 	places       []*place

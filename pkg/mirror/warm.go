@@ -49,11 +49,15 @@ func (s *Session) elect(warm *Warm) (quorum.Config, quorum.Set, error) {
 // are given the checksums that they lack, so that the next one has little to settle; nothing is synced, which the next one's flush
 // does. When it returns, with or without an error, the locks are free and every request is refused. Again, it returns the same.
 func (s *Session) Yield() error {
-	s.yield.Do(func() {
-		s.background.cancel() // and not waited for, while a guest waits: it finds the files closed, which is no worse than a death
-		s.yielded = s.handOver()
-		s.closeReplicas()
-	})
+	s.yield.Lock()
+	defer s.yield.Unlock()
+	if s.handed {
+		return s.yielded
+	}
+	s.handed = true
+	s.background.cancel() // and not waited for, while a guest waits: it finds the files closed, which is no worse than a death
+	s.yielded = s.handOver()
+	s.closeReplicas()
 	return s.yielded
 }
 

@@ -10,6 +10,7 @@ import (
 var Below = map[string][]string{
 	// The vocabulary, the door to the disk and the line between processes are leaves: everything may rest on them.
 	"pkg/volume": {},
+	"pkg/locks":  {},
 	"pkg/vfs":    {},
 	"pkg/wire":   {},
 	// What happened, for people: everybody tells it through callbacks that cmd wires, so only who shows it knows of it.
@@ -27,14 +28,14 @@ var Below = map[string][]string{
 	"pkg/mount":         {"pkg/detach", "pkg/engine", "pkg/volume"},
 	"pkg/mirror/quorum": {"pkg/volume"},
 	"pkg/mirror/digest": {"pkg/mirror/quorum", "pkg/volume"},
-	"pkg/mirror/store":  {"pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
+	"pkg/mirror/store":  {"pkg/locks", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
 	// host runs the processes of any engine, so it knows the contract and no engine.
-	"pkg/host": {"pkg/device", "pkg/engine", "pkg/volume", "pkg/wire"},
+	"pkg/host": {"pkg/locks", "pkg/vfs", "pkg/device", "pkg/engine", "pkg/volume", "pkg/wire"},
 	"pkg/mirror": {"pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device", "pkg/host",
-		"pkg/volume", "pkg/vfs", "pkg/wire"},
+		"pkg/locks", "pkg/volume", "pkg/vfs", "pkg/wire"},
 
 	// The column. The gate sees engines through the contract only; the servers see the gate.
-	"pkg/detach": {"pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
+	"pkg/detach": {"pkg/locks", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
 	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
 	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/history", "pkg/receipt", "pkg/volume", "pkg/wire"},
 

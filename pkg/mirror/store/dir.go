@@ -6,8 +6,8 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"sync"
 
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -34,7 +34,7 @@ type Dir struct {
 	path string
 	self vfs.Info // of the directory when it was opened
 	id   identity
-	mu   sync.Mutex // receipts are written one at a time
+	mu   locks.Mutex // receipts are written one at a time
 }
 
 // OpenDir opens the store of the installation at the absolute path, and makes one, durably, where the directory is

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -24,7 +25,8 @@ type Replica struct {
 	id    volume.ID
 	path  string
 	lock  vfs.Unlocker
-	close sync.Once
+	close locks.Mutex
+	over  bool // guarded by close
 
 	super   Superblock
 	damage  []string
@@ -36,16 +38,16 @@ type Replica struct {
 	lost    atomic.Bool            // a sync failed
 	record  atomic.Pointer[Record] // never nil, never altered, only replaced
 
-	metaMu  sync.Mutex // held while meta is written
-	seen    uint64     // guarded by metaMu: highest sequence in any sector of the slots
-	unknown bool       // guarded by metaMu: the record is damaged and nobody has adopted one
-	written bitmap     // guarded by metaMu: dirty bits as they were last written, durable or not
+	metaMu  locks.Mutex // held while meta is written
+	seen    uint64      // guarded by metaMu: highest sequence in any sector of the slots
+	unknown bool        // guarded by metaMu: the record is damaged and nobody has adopted one
+	written bitmap      // guarded by metaMu: dirty bits as they were last written, durable or not
 
 	dirtyMu sync.RWMutex
 	dirty   bitmap // guarded by dirtyMu: dirty bits that are durable
 	batches batches
 
-	sumsMu sync.Mutex // held while regions is read, modified and written
+	sumsMu locks.Mutex // held while regions is read, modified and written
 }
 
 // Open opens the replica for one process, until Close or the death of it; holder says who that is to others that try. It fails
@@ -178,15 +180,18 @@ func (r *Replica) Damage() []string { return r.damage }
 
 // Close gives the replica up and releases its lock. Calling it again is harmless.
 func (r *Replica) Close() (err error) {
-	r.close.Do(func() {
-		for _, f := range r.files() {
-			if *f.file != nil {
-				err = cmp.Or(err, (*f.file).Close())
-			}
+	r.close.Lock()
+	defer r.close.Unlock()
+	if r.over {
+		return nil
+	}
+	r.over = true
+	for _, f := range r.files() {
+		if *f.file != nil {
+			err = cmp.Or(err, (*f.file).Close())
 		}
-		err = cmp.Or(err, r.lock.Unlock())
-	})
-	return err
+	}
+	return cmp.Or(err, r.lock.Unlock())
 }
 
 // Present returns ErrGone unless the paths of store and replica still lead to the files that are open: a disk that was
