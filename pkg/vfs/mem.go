@@ -32,6 +32,7 @@ type memDisk struct {
 	root      *memNode
 	nextInode uint64
 	renames   []*nameChange // not yet durable, oldest first
+	order     uint64        // of the newest change
 	capacity  int64
 	used      int64 // bytes in pages of all files that have a name or are open
 	readOnly  bool

@@ -13,26 +13,46 @@ type page [Align]byte
 
 // memData is the content of a file: its pages by number; those that are missing are holes.
 type memData struct {
-	size  int64
-	pages map[int64]*page
-	order []int64 // the page numbers, sorted; nil where not known
+	size   int64
+	pages  map[int64]*page
+	order  []int64 // the page numbers, sorted; nil where not known
+	shared bool    // another memData has the same map: it is copied before it is altered
 }
 
 // dataChange is a write (data is set), a punch or a truncation.
 type dataChange struct {
-	off  int64 // of a truncation: the new size
-	n    int64 // bytes written or punched
-	data []byte
-	trim bool // a truncation
+	off   int64 // of a truncation: the new size
+	n     int64 // bytes written or punched
+	data  []byte
+	trim  bool   // a truncation
+	order uint64 // among all changes of the disk
 }
 
 func (d *memData) allocated() int64 { return int64(len(d.pages)) * Align }
 
+// clone returns the same content; each may be altered by itself. It costs nothing before that.
 func (d *memData) clone() memData {
-	return memData{size: d.size, pages: maps.Clone(d.pages), order: d.order}
+	if !d.shared { // else nothing is written: an image is cloned by many at once
+		d.shared = true
+	}
+	return *d
+}
+
+// own makes the map one that nobody else has.
+func (d *memData) own() {
+	if d.shared {
+		d.pages, d.shared = maps.Clone(d.pages), false
+	}
+	if d.pages == nil {
+		d.pages = map[int64]*page{}
+	}
 }
 
 func (d *memData) readAt(p []byte, off int64) {
+	if len(d.pages) < len(p)/Align {
+		d.readSparse(p, off)
+		return
+	}
 	for len(p) > 0 {
 		within := off % Align
 		n := min(int64(len(p)), Align-within)
@@ -42,6 +62,18 @@ func (d *memData) readAt(p []byte, off int64) {
 			clear(p[:n])
 		}
 		p, off = p[n:], off+n
+	}
+}
+
+// readSparse is readAt where there are fewer pages than the range could have.
+func (d *memData) readSparse(p []byte, off int64) {
+	clear(p)
+	for _, number := range d.from(off / Align * Align) {
+		at := number*Align - off
+		if at >= int64(len(p)) {
+			return
+		}
+		copy(p[max(at, 0):], d.pages[number][max(-at, 0):])
 	}
 }
 
@@ -91,9 +123,7 @@ func (d *memData) patch(p []byte, off int64) {
 }
 
 func (d *memData) set(number int64, pg *page) {
-	if d.pages == nil {
-		d.pages = map[int64]*page{}
-	}
+	d.own()
 	if d.pages[number] == nil {
 		d.order = nil
 	}
@@ -124,10 +154,13 @@ func (d *memData) blank(off, end int64) {
 
 // drop removes whole pages. They are looked up rather than stepped over: a sparse file has few.
 func (d *memData) drop(off, end int64) {
-	for _, number := range d.from(off) {
-		if number >= end/Align {
-			break
-		}
+	gone := d.from(off)
+	n, _ := slices.BinarySearch(gone, end/Align)
+	if gone = gone[:n]; n == 0 {
+		return
+	}
+	d.own()
+	for _, number := range gone {
 		delete(d.pages, number)
 	}
 	d.order = nil
@@ -162,11 +195,12 @@ func (d *memData) nextData(off int64) int64 {
 }
 
 // tear applies a write to those of its sectors that keep chooses. The size is that of the whole write.
-func (d *memData) tear(c dataChange, keep func() bool) {
+func (d *memData) tear(c dataChange, keep func(sector int) bool) {
 	d.size = max(d.size, c.off+int64(len(c.data)))
-	for p, off := c.data, c.off; len(p) > 0; {
+	p, off := c.data, c.off
+	for i := 0; len(p) > 0; i++ {
 		n := min(int64(len(p)), sector-off%sector)
-		if keep() {
+		if keep(i) {
 			d.patch(p[:n], off)
 		}
 		p, off = p[n:], off+n

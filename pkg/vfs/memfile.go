@@ -49,9 +49,16 @@ func (f *memFile) change(op string, c dataChange) error {
 		before := f.node.data.allocated()
 		f.node.data.apply(c)
 		d.used += f.node.data.allocated() - before
-		f.node.unsynced = append(f.node.unsynced, c)
+		f.node.unsynced = append(f.node.unsynced, d.ordered(c))
 		return nil
 	})
+}
+
+// ordered gives a change its place among all changes.
+func (d *memDisk) ordered(c dataChange) dataChange {
+	d.order++
+	c.order = d.order
+	return c
 }
 
 func (f *memFile) ReadAt(p []byte, off int64) error {
@@ -181,7 +188,7 @@ func (d *memDisk) sign(n *memNode, holder string) {
 	text := []byte(holder)
 	for _, c := range []dataChange{{trim: true}, {n: int64(len(text)), data: text}} {
 		n.data.apply(c)
-		n.unsynced = append(n.unsynced, c)
+		n.unsynced = append(n.unsynced, d.ordered(c))
 	}
 	d.used += n.data.allocated() - before
 }

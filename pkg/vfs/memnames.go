@@ -19,12 +19,14 @@ type nameChange struct {
 	sets   []nameSet
 	needs  []*nameChange // survives only with these
 	unsync []*memNode    // directories not yet synced since
+	order  uint64        // among all changes of the disk
 }
 
 // rename changes names for everybody, and remembers that a power cut may still undo it. movesDir says that a
 // directory is moved or removed.
 func (d *memDisk) rename(movesDir bool, sets ...nameSet) {
-	c := &nameChange{sets: sets}
+	d.order++
+	c := &nameChange{sets: sets, order: d.order}
 	for _, earlier := range d.renames {
 		// A journal keeps the order of changes of one name, and does not drop a directory before what was moved out of it.
 		if movesDir || earlier.touches(sets) {
