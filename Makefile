@@ -10,7 +10,7 @@ ROOT    := $(shell id -u)
 FUZZ    ?= 5s
 N       ?= 200
 REPORT  := $(CURDIR)/out/pauses.txt
-UNIT    := ./pkg/... ./cmd/... ./tests/house/...
+UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/...
 export CGO_ENABLED := 0
 
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
