@@ -16,18 +16,18 @@ import (
 // Client calls the server at a socket. It may be used concurrently and holds no connection between calls.
 type Client struct {
 	// Peer says for people who listens there: "belay serve", "the engine of volume x". Set it before the first call.
-	Peer  string
-	path  string
-	codes codebook
-	http  *http.Client
+	Peer      string
+	path      string
+	codes     codebook
+	transport Transport
 }
 
 // NewClient returns a client for the socket at path. Nobody needs to listen there yet. codes are the server's.
 func NewClient(path string, codes map[string]error) *Client {
-	c := &Client{Peer: "the server", path: path, codes: newCodebook(codes)}
+	l := &line{path: path}
 	// A connection for each call: hanging up is how a call is cancelled, and none can be half dead from before a restart.
-	c.http = &http.Client{Transport: &http.Transport{DialContext: c.connect, DisableKeepAlives: true, DisableCompression: true}}
-	return c
+	l.http = &http.Client{Transport: &http.Transport{DialContext: l.connect, DisableKeepAlives: true, DisableCompression: true}}
+	return NewClientOver(l.carry, path, codes)
 }
 
 // Call asks the method and returns its result. onProgress, which may be nil, is called in order, from this
@@ -61,26 +61,6 @@ func eachProgress[P any](onProgress func(P)) func(json.RawMessage) error {
 }
 
 func (c *Client) call(ctx context.Context, method string, req any, progress func(json.RawMessage) error) (json.RawMessage, error) {
-	r, err := newRequest(ctx, method, req)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.http.Do(r)
-	if err != nil {
-		return nil, c.explain(ctx, method, err)
-	}
-	defer resp.Body.Close()
-	if theirs := resp.Header.Get(versionHeader); theirs != Version {
-		return nil, fmt.Errorf("%s at %s: %w", c.Peer, c.path, versionError(theirs))
-	}
-	raw, err := readStream(resp.Body, c.codes, progress)
-	if errors.Is(err, ErrLost) {
-		return nil, c.explain(ctx, method, err)
-	}
-	return raw, err
-}
-
-func newRequest(ctx context.Context, method string, req any) (*http.Request, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrBadRequest, method, err)
@@ -88,16 +68,39 @@ func newRequest(ctx context.Context, method string, req any) (*http.Request, err
 	if len(body) > RequestMax {
 		return nil, fmt.Errorf("%w: %s: request of %d bytes, at most %d", ErrTooLarge, method, len(body), RequestMax)
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://belay"+pathPrefix+url.PathEscape(method), bytes.NewReader(body))
+	a := answer{codes: c.codes, progress: progress}
+	if err := c.transport(ctx, method, body, a.more); !a.ended {
+		return nil, c.explain(ctx, method, err)
+	}
+	return a.result, a.err
+}
+
+// line is a unix socket with HTTP on it.
+type line struct {
+	path string
+	http *http.Client
+}
+
+// carry is a Transport.
+func (l *line) carry(ctx context.Context, method string, request []byte, more func([]byte) bool) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://belay"+pathPrefix+url.PathEscape(method), bytes.NewReader(request))
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrBadRequest, method, err)
+		return fmt.Errorf("%w: %w", ErrBadRequest, err)
 	}
 	r.Header.Set(versionHeader, Version)
 	r.Header.Set("Content-Type", "application/json")
-	return r, nil
+	resp, err := l.http.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if theirs := resp.Header.Get(versionHeader); theirs != Version {
+		return versionError(theirs)
+	}
+	return readLines(resp.Body, more)
 }
 
-// explain turns a failure of the connection into one of the three outcomes and says who did not answer.
+// explain turns a failure of the connection, nil where the answer just ended, into one of the three outcomes and says who did not answer.
 func (c *Client) explain(ctx context.Context, method string, err error) error {
 	var urlError *url.Error
 	if errors.As(err, &urlError) {
@@ -108,16 +111,20 @@ func (c *Client) explain(ctx context.Context, method string, err error) error {
 		return fmt.Errorf("%s: gave up waiting for %s: %w", method, c.Peer, context.Cause(ctx))
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s is %w: nobody answers at %s", c.Peer, ErrNotRunning, c.path)
-	case errors.Is(err, ErrPeer), errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, ErrPeer), errors.Is(err, fs.ErrPermission), errors.Is(err, ErrVersion):
 		return fmt.Errorf("%s at %s: %w", c.Peer, c.path, err)
+	case errors.Is(err, ErrTooLarge), errors.Is(err, ErrBadRequest):
+		return fmt.Errorf("%s: %s at %s: %w", method, c.Peer, c.path, err)
+	case err == nil:
+		return fmt.Errorf("%s: %s at %s: %w: it ended before its result", method, c.Peer, c.path, ErrLost)
 	case errors.Is(err, ErrLost):
 		return fmt.Errorf("%s: %s at %s: %w", method, c.Peer, c.path, err)
 	}
 	return fmt.Errorf("%s: %s at %s: %w: %w", method, c.Peer, c.path, ErrLost, err)
 }
 
-func (c *Client) connect(ctx context.Context, _, _ string) (net.Conn, error) {
-	conn, err := dial(c.path, func(name string) (net.Conn, error) {
+func (l *line) connect(ctx context.Context, _, _ string) (net.Conn, error) {
+	conn, err := dial(l.path, func(name string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", name)
 	})

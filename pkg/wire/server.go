@@ -85,28 +85,26 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(versionHeader, Version)
 	w.Header().Set("Content-Type", contentType)
 	m, request, status, err := s.accept(w, r)
-	out := &lineWriter{w: w}
+	w.WriteHeader(status)
 	if err != nil {
-		w.WriteHeader(status)
-		out.write(message{Error: s.codes.encode(err)})
+		linesOn(w).write(message{Error: s.codes.encode(err)})
 		return
 	}
-	w.WriteHeader(http.StatusOK)
-	out.flush() // the caller knows from here on that its request was taken
-	box := newMailbox(out)
-	result, err := s.run(r.Context(), m, request, box.send)
-	box.close()
-	out.write(s.last(result, err))
+	flush(w) // the caller knows from here on that its request was taken
+	s.perform(r.Context(), m, request, linesOn(w))
 }
 
-// accept checks what was asked for before anything is done. status goes with err.
+// accept checks what was asked for before anything is done.
 func (s *Server) accept(w http.ResponseWriter, r *http.Request) (m method, request []byte, status int, err error) {
 	if theirs := r.Header.Get(versionHeader); theirs != Version {
 		return nil, nil, http.StatusUpgradeRequired, versionError(theirs)
 	}
 	name, ok := strings.CutPrefix(r.URL.Path, pathPrefix)
-	if m = s.methods[name]; !ok || m == nil {
-		return nil, nil, http.StatusNotFound, fmt.Errorf("%w %q", ErrUnknownMethod, clip(r.URL.Path))
+	if !ok {
+		name = r.URL.Path
+	}
+	if m, err = s.find(name); err != nil {
+		return nil, nil, http.StatusNotFound, err
 	}
 	if r.Method != http.MethodPost {
 		return nil, nil, http.StatusMethodNotAllowed, fmt.Errorf("%w: method %s: want POST, got %s", ErrBadRequest, name, r.Method)
@@ -119,6 +117,21 @@ func (s *Server) accept(w http.ResponseWriter, r *http.Request) (m method, reque
 		return nil, nil, http.StatusBadRequest, fmt.Errorf("%w: method %s: %w", ErrBadRequest, name, err)
 	}
 	return m, request, http.StatusOK, nil
+}
+
+func (s *Server) find(name string) (method, error) {
+	if m := s.methods[name]; m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("%w %q", ErrUnknownMethod, clip(name))
+}
+
+// perform does what was asked for, and answers.
+func (s *Server) perform(ctx context.Context, m method, request []byte, out lineWriter) {
+	box := newMailbox(out)
+	result, err := s.run(ctx, m, request, box.send)
+	box.close()
+	out.write(s.last(result, err))
 }
 
 func (s *Server) run(ctx context.Context, m method, request []byte, send func(any)) (result any, err error) {

@@ -21,19 +21,26 @@ type message struct {
 	Error    *Error          `json:"error,omitempty"`
 }
 
-// lineWriter puts messages on the connection. A caller that hung up is no error here: its ctx tells the method.
-type lineWriter struct{ w http.ResponseWriter }
+// lineWriter puts a line on its way to the caller. One that hung up is no error here: its ctx tells the method.
+type lineWriter func(line []byte)
 
-func (l *lineWriter) write(m message) {
+func (w lineWriter) write(m message) {
 	line, err := json.Marshal(m)
 	if err != nil {
 		return // all three fields were marshalled before
 	}
-	_, _ = l.w.Write(append(line, '\n'))
-	l.flush()
+	w(line)
 }
 
-func (l *lineWriter) flush() { _ = http.NewResponseController(l.w).Flush() }
+// linesOn puts lines on a connection.
+func linesOn(w http.ResponseWriter) lineWriter {
+	return func(line []byte) {
+		_, _ = w.Write(append(line, '\n'))
+		flush(w)
+	}
+}
+
+func flush(w http.ResponseWriter) { _ = http.NewResponseController(w).Flush() }
 
 // mailbox holds the newest progress until the connection takes it, so that a slow caller never slows a method down.
 type mailbox struct {
@@ -44,7 +51,7 @@ type mailbox struct {
 	done   chan struct{}
 }
 
-func newMailbox(out *lineWriter) *mailbox {
+func newMailbox(out lineWriter) *mailbox {
 	b := &mailbox{wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go func() {
 		defer close(b.done)
@@ -91,31 +98,49 @@ func (b *mailbox) close() {
 	<-b.done
 }
 
-// readStream reads an answer up to its last line. It returns the result, the peer's error, ErrLost where the last line
-// is missing, and ErrTooLarge or ErrBadRequest where a line cannot be one. progress may be nil.
-func readStream(r io.Reader, codes codebook, progress func(json.RawMessage) error) (json.RawMessage, error) {
+// answer is what has arrived of an answer: once it has ended, the result or the peer's error, or ErrBadRequest where a line is none.
+type answer struct {
+	codes    codebook
+	progress func(json.RawMessage) error // may be nil
+
+	ended  bool
+	result json.RawMessage
+	err    error
+}
+
+// more takes the next line and says whether it wants another.
+func (a *answer) more(line []byte) bool {
+	m, err := parseLine(line)
+	switch {
+	case err != nil:
+		a.end(nil, err)
+	case m.Error != nil:
+		a.end(nil, a.codes.decode(m.Error))
+	case m.Result != nil:
+		a.end(m.Result, nil)
+	case a.progress != nil:
+		if err := a.progress(m.Progress); err != nil {
+			a.end(nil, err)
+		}
+	}
+	return !a.ended
+}
+
+func (a *answer) end(result json.RawMessage, err error) { a.ended, a.result, a.err = true, result, err }
+
+// readLines hands over each line until more returns false. ErrTooLarge where one is over LineMax.
+func readLines(r io.Reader, more func([]byte) bool) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, LineMax)
 	for lines.Scan() {
-		line := bytes.TrimSpace(lines.Bytes())
-		if len(line) == 0 {
-			continue
-		}
-		m, err := parseLine(line)
-		switch {
-		case err != nil:
-			return nil, err
-		case m.Error != nil:
-			return nil, codes.decode(m.Error)
-		case m.Result != nil:
-			return m.Result, nil
-		case progress != nil:
-			if err := progress(m.Progress); err != nil {
-				return nil, err
-			}
+		if line := bytes.TrimSpace(lines.Bytes()); len(line) > 0 && !more(line) {
+			return nil
 		}
 	}
-	return nil, endOfStream(lines.Err())
+	if errors.Is(lines.Err(), bufio.ErrTooLong) {
+		return fmt.Errorf("%w: a line of the answer is over %d bytes", ErrTooLarge, LineMax)
+	}
+	return lines.Err()
 }
 
 func parseLine(line []byte) (m message, err error) {
@@ -132,16 +157,6 @@ func parseLine(line []byte) (m message, err error) {
 		return m, fmt.Errorf("%w: answer %q: want one of progress, result and error", ErrBadRequest, clip(string(line)))
 	}
 	return m, nil
-}
-
-func endOfStream(err error) error {
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: it ended before its result", ErrLost)
-	case errors.Is(err, bufio.ErrTooLong):
-		return fmt.Errorf("%w: a line of the answer is over %d bytes", ErrTooLarge, LineMax)
-	}
-	return fmt.Errorf("%w: %w", ErrLost, err)
 }
 
 func clip(s string) string {

@@ -175,7 +175,7 @@ func TestServerRefusesWhatNoClientOfOursSends(t *testing.T) {
 		r.Header.Set(versionHeader, tc.version)
 		w := httptest.NewRecorder()
 		s.answer(w, r)
-		_, err := readStream(w.Body, newCodebook(nil), nil)
+		_, err := read(w.Body, newCodebook(nil), nil)
 		if w.Code != tc.status || !errors.Is(err, tc.want) {
 			t.Errorf("%s %s: %d %v", tc.verb, tc.path, w.Code, err)
 		}
@@ -424,6 +424,15 @@ func TestHandleTwicePanics(t *testing.T) {
 	}
 }
 
+// read returns the outcome of an answer.
+func read(r io.Reader, codes codebook, progress func(json.RawMessage) error) (json.RawMessage, error) {
+	a := answer{codes: codes, progress: progress}
+	if err := readLines(r, a.more); !a.ended {
+		return nil, errors.Join(ErrLost, err)
+	}
+	return a.result, a.err
+}
+
 func FuzzReadStream(f *testing.F) {
 	f.Add([]byte("{\"progress\":{\"Done\":1}}\n{\"result\":null}\n"))
 	f.Add([]byte("{\"error\":{\"codes\":[\"gone\",\"new\"],\"message\":\"m\"}}\n"))
@@ -431,7 +440,7 @@ func FuzzReadStream(f *testing.F) {
 	f.Add([]byte("{\"result\":1,\"error\":{}}\n"))
 	f.Add([]byte("\n\n{}\nnull\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		got, err := readStream(strings.NewReader(string(in)), newCodebook(codes), func(p json.RawMessage) error {
+		got, err := read(strings.NewReader(string(in)), newCodebook(codes), func(p json.RawMessage) error {
 			if !json.Valid(p) {
 				t.Errorf("progress %q", p)
 			}
