@@ -30,8 +30,14 @@ type Result struct {
 }
 
 // Check judges the history of every sector, each within the time given.
-func Check(all []Operation, within time.Duration) Result {
-	histories := split(all)
+func Check(all []Operation, within time.Duration) Result { return judge(split(all), within) }
+
+// CheckSector is Check of one sector.
+func CheckSector(all []Operation, n int64, within time.Duration) Result {
+	return judge(map[int64]history{n: split(all)[n]}, within)
+}
+
+func judge(histories map[int64]history, within time.Duration) Result {
 	r := Result{Sectors: len(histories)}
 	model := sector.ToModel()
 	var mu sync.Mutex

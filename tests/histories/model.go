@@ -31,51 +31,65 @@ const (
 	lost  // the device is gone, and another one is there instead
 )
 
-// step is an operation as one sector sees it; value is what was written, or what was read.
+// step is an operation as one sector sees it.
 type step struct {
 	action action
-	value  Value
+	value  Value // what was written, or what was read
+	// seen is the value where a read of the history returns it, and left where one does so behind a loss; else they are unread. The model
+	// knows values by these alone: what nobody reads need not be told apart, and states that are equal are judged once.
+	seen, left Value
 }
+
+// unread stands for all values that no read returns.
+const unread = ^Value(0)
 
 // state is what is true of one sector.
 //
-// Invariants: now is in since, or is stable with since empty or not (a value may be written twice). since is sorted, without
-// duplicates. A device loss leaves one of stable and since.
+// Invariant: last is stable or in since, which is sorted and without duplicates. A device loss leaves one of stable and since.
 type state struct {
-	now    Value   // what a read returns
-	stable Value   // what was flushed last
-	since  []Value // what was written since
+	now    Value   // what a read returns, as seen
+	last   Value   // the same, as left
+	stable Value   // what was flushed last, as left
+	since  []Value // what was written since, as left
 }
 
 func (s state) equal(o state) bool {
-	return s.now == o.now && s.stable == o.stable && slices.Equal(s.since, o.since)
+	return s.now == o.now && s.last == o.last && s.stable == o.stable && slices.Equal(s.since, o.since)
 }
 
 func (s state) String() string {
-	if len(s.since) == 0 {
-		return fmt.Sprintf("%d, stable", s.now)
+	name := func(v Value) string {
+		if v == unread {
+			return "not read"
+		}
+		return fmt.Sprint(uint64(v))
 	}
-	return fmt.Sprintf("%d; stable %d, since then %v", s.now, s.stable, s.since)
+	text := fmt.Sprintf("now %s; left by a loss: %s", name(s.now), name(s.stable))
+	for _, v := range s.since {
+		text += " or " + name(v)
+	}
+	return text
 }
 
 // written is the state after a write that is not yet stable.
-func (s state) written(v Value) state {
-	next := state{now: v, stable: s.stable, since: s.since}
-	if at, found := slices.BinarySearch(s.since, v); !found {
-		next.since = slices.Insert(slices.Clone(s.since), at, v)
+func (s state) written(t step) state {
+	next := state{now: t.seen, last: t.left, stable: s.stable, since: s.since}
+	if at, found := slices.BinarySearch(s.since, t.left); !found {
+		next.since = slices.Insert(slices.Clone(s.since), at, t.left)
 	}
 	return next
 }
 
-func settled(v Value) state { return state{now: v, stable: v} }
+// settled is the state in which the value is there for good.
+func settled(seen, left Value) state { return state{now: seen, last: left, stable: left} }
 
 // survivors are the states after a device loss: what was not flushed may be there or not. Whatever it is, it is for good: the
 // next writer has made it durable before anybody reads.
 func (s state) survivors() []state {
-	out := []state{settled(s.stable)}
+	out := []state{settled(s.stable, s.stable)}
 	for _, v := range s.since {
 		if v != s.stable {
-			out = append(out, settled(v))
+			out = append(out, settled(v, v))
 		}
 	}
 	return out
@@ -85,17 +99,17 @@ func (s state) survivors() []state {
 func (s state) after(t step) []state {
 	switch t.action {
 	case write:
-		return []state{s.written(t.value)}
+		return []state{s.written(t)}
 	case durable:
-		return []state{settled(t.value)}
+		return []state{settled(t.seen, t.left)}
 	case perhaps:
-		return []state{s, s.written(t.value)}
+		return []state{s, s.written(t)}
 	case flush:
-		return []state{settled(s.now)}
+		return []state{settled(s.now, s.last)}
 	case lost:
 		return s.survivors()
 	case read:
-		if s.now == t.value {
+		if s.now == t.seen {
 			return []state{s}
 		}
 	}
@@ -104,7 +118,7 @@ func (s state) after(t step) []state {
 
 // sector is the model of a sector that held zeros when its history began.
 var sector = porcupine.NondeterministicModel{
-	Init: func() []any { return []any{settled(Zeros)} },
+	Init: func() []any { return []any{settled(Zeros, Zeros)} },
 	Step: func(from, input, _ any) (next []any) {
 		for _, s := range from.(state).after(input.(step)) {
 			next = append(next, s)
@@ -120,7 +134,7 @@ var sector = porcupine.NondeterministicModel{
 var hashSeed = maphash.MakeSeed()
 
 func (s state) hash() uint64 {
-	h := maphash.Comparable(hashSeed, [2]Value{s.now, s.stable})
+	h := maphash.Comparable(hashSeed, [3]Value{s.now, s.last, s.stable})
 	for _, v := range s.since {
 		h = h*31 + uint64(v)
 	}

@@ -33,9 +33,32 @@ func split(all []Operation) map[int64]history {
 			h = append(h, at(o, step{action: lost}))
 		}
 		slices.SortStableFunc(h, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
+		h.reduce(losses)
 		out[sector] = h
 	}
 	return out
+}
+
+// reduce finds out which values are read, and which of them behind a loss, or while it may have happened.
+func (h history) reduce(losses []Operation) {
+	seen, left := map[Value]bool{}, map[Value]bool{}
+	for _, o := range h {
+		if t := o.Input.(step); t.action == read {
+			seen[t.value] = true
+			left[t.value] = left[t.value] || slices.ContainsFunc(losses, func(l Operation) bool { return l.Call <= o.Return })
+		}
+	}
+	for i, o := range h {
+		t := o.Input.(step)
+		t.seen, t.left = unread, unread
+		if seen[t.value] {
+			t.seen = t.value
+		}
+		if left[t.value] {
+			t.left = t.value
+		}
+		h[i].Input = t
+	}
 }
 
 func at(o Operation, t step) porcupine.Operation {
