@@ -47,7 +47,9 @@ type OpenConfig struct {
 	// Warm takes a device over from an engine that is dead or has yielded (ForDevice only). nil: the device is new.
 	Warm *Warm
 	// Suspend: where the session is ended by force its requests are not answered, since the engine after it may. See Lost.
-	Suspend  bool
+	Suspend bool
+	// Idle is called when nobody has asked anything for a while and memory was given back to the heap. Optional.
+	Idle     func()
 	Progress func(engine.Progress) // of the recovery; may be nil
 	Log      *slog.Logger
 	Events   Events
@@ -88,7 +90,7 @@ func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 }
 
 func newSession(c OpenConfig) *Session {
-	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions(), suspend: c.Suspend, lost: make(chan struct{})}
+	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions(), suspend: c.Suspend, idle: c.Idle, lost: make(chan struct{})}
 	s.mark.Boot = c.Boot
 	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
 	s.pages = newPages(s.loadPage)

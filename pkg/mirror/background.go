@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -70,5 +69,7 @@ func (s *Session) giveBack(context.Context) {
 		return
 	}
 	s.pages.shrink(pagesIdle)
-	debug.FreeOSMemory()
+	if s.idle != nil {
+		s.idle()
+	}
 }

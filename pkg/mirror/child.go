@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"runtime"
+	"runtime/debug"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/host"
@@ -26,16 +26,24 @@ const processorsMax = 4
 // RunEngine is an engine process: the verb "engine" of the executable, started by a host. See host.RunEngine.
 func RunEngine(ctx context.Context, version string, in io.Reader, out io.Writer, log *slog.Logger) error {
 	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), processorsMax))
-	return host.RunEngine(ctx, in, out, Program(vfs.OS(), version, log), log)
+	return host.RunEngine(ctx, in, out, Program(Process{Files: vfs.OS(), Version: version, Log: log, Idle: debug.FreeOSMemory}), log)
 }
 
-// Program is what a process that serves volumes of this engine runs: fsys is where it finds the stores.
-func Program(fsys vfs.FS, version string, log *slog.Logger) host.Program {
+// Process is what an engine process has.
+type Process struct {
+	Files   vfs.FS // where it finds the stores
+	Version string
+	Log     *slog.Logger
+	Idle    func() // see OpenConfig
+}
+
+// Program is what a process that serves volumes of this engine runs.
+func Program(own Process) host.Program {
 	count := newCounter()
 	return host.Program{
-		Version: version, FormatMin: store.FormatVersion, FormatMax: store.FormatVersion,
+		Version: own.Version, FormatMin: store.FormatVersion, FormatMax: store.FormatVersion,
 		Open: func(ctx context.Context, t host.Take, progress func(engine.Progress)) (host.Session, error) {
-			return openTaken(ctx, fsys, t, progress, count, log)
+			return own.open(ctx, t, progress, count)
 		},
 		Methods: func(server *wire.Server, session func() (host.Session, error)) {
 			methods(server, func() (*Session, error) {
@@ -55,7 +63,7 @@ type served struct {
 	unclean bool
 }
 
-func openTaken(ctx context.Context, fsys vfs.FS, t host.Take, progress func(engine.Progress), count *counter, log *slog.Logger) (host.Session, error) {
+func (own Process) open(ctx context.Context, t host.Take, progress func(engine.Progress), count *counter) (host.Session, error) {
 	var o order
 	if err := json.Unmarshal(t.Order, &o); err != nil {
 		return nil, fmt.Errorf("engine process: order: %w", err)
@@ -65,11 +73,11 @@ func openTaken(ctx context.Context, fsys vfs.FS, t host.Take, progress func(engi
 		return nil, fmt.Errorf("engine process: order: %w", err)
 	}
 	c := OpenConfig{
-		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: log, Events: count.events(), Progress: progress, Floor: o.Floor,
-		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(fsys, o.Stores, id, installation) },
-		Holder:  holderText("engine", string(o.Node), o.Volume, os.Getpid()),
-		Stores:  openHomes(fsys, o.Stores, installation, log),
-		Suspend: true,
+		ID: o.Volume, Purpose: ForDevice, Attachment: o.Attachment.Epoch, Boot: boot, Log: own.Log, Events: count.events(), Progress: progress, Floor: o.Floor,
+		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(own.Files, o.Stores, id, installation) },
+		Holder:  holderText("engine", string(o.Node), o.Volume, t.Self),
+		Stores:  openHomes(own.Files, o.Stores, installation, own.Log),
+		Suspend: true, Idle: own.Idle,
 	}
 	if t.Warm {
 		c.Warm = warmOf(t)

@@ -68,6 +68,7 @@ type Session struct {
 	unflushed bool
 	salvaging bool // it makes one replica what the volume is, by a person's decision
 	touched   atomic.Int64
+	idle      func() // called when nobody has asked anything for a while; nil: nothing is done
 
 	evidence   locks.RWMutex // held for reading by a scrub of a region, for writing by whatever else verifies, rebuilds or seals
 	background background
