@@ -69,7 +69,7 @@ func runHost(cmd *cobra.Command, c *hostConfig) error {
 	}
 	log = log.With("role", "host")
 	h, err := host.New(host.Config{
-		State: c.State, Version: version, Frontend: device.FUSE{WithoutResend: c.WithoutResend}, WhileNeeded: c.WhileNeeded, Log: log,
+		State: c.State, Version: version, Machine: host.ThisMachine(device.FUSE{WithoutResend: c.WithoutResend}), WhileNeeded: c.WhileNeeded, Log: log,
 	})
 	if errors.Is(err, host.ErrRunning) {
 		return fmt.Errorf("%w; it serves as well", err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/device"
@@ -82,11 +81,11 @@ func (d *held) adopt(ctx context.Context) error {
 // survivors are the engine processes that live. Of those that do not, what they left is taken.
 func (d *held) survivors() (alive []*process) {
 	for _, r := range d.entry.Engines {
-		p, err := find(d.entry.Volume, r)
+		p, err := find(d.host.machine, d.entry.Volume, r)
 		switch {
 		case err == nil:
 			alive = append(alive, p)
-		case errors.Is(err, errGone):
+		case errors.Is(err, ErrGone):
 			d.inherit(r)
 		default:
 			d.host.log.Error("engine process cannot be looked at", append(d.log(), "engine", r.PID, "error", err)...)
@@ -97,8 +96,8 @@ func (d *held) survivors() (alive []*process) {
 
 // inherit takes what an engine process left that died while no host looked: its last words, and a socket that nobody has removed.
 func (d *held) inherit(r running) {
-	d.hear(newProcess(d.entry.Volume, r.Socket, r.Words, nil))
-	os.Remove(r.Socket) //nolint:errcheck // none where it ended in order; nobody else has this name
+	d.hear(newProcess(d.host.machine, d.entry.Volume, r.Socket, r.Words, nil))
+	d.host.machine.Network().Remove(r.Socket) //nolint:errcheck // none where it ended in order; nobody else has this name
 }
 
 // takeBack gets the channel from an engine process, whatever that does now.
@@ -107,11 +106,7 @@ func (d *held) takeBack(p *process) error {
 	if path == "" {
 		return errors.New("its block device is gone")
 	}
-	channel, err := takeDescriptor(p.pidfd, channelFD)
-	if err != nil {
-		return err
-	}
-	export, err := d.host.frontend.Adopt(device.Config{Name: d.entry.Name, BlockSize: d.entry.BlockSize, Log: d.host.log}, channel, path)
+	export, err := d.host.machine.AdoptDevice(device.Config{Name: d.entry.Name, BlockSize: d.entry.BlockSize, Log: d.host.log}, p.child, path)
 	if err != nil {
 		return err
 	}
@@ -120,14 +115,14 @@ func (d *held) takeBack(p *process) error {
 }
 
 func (d *held) pathOf() string {
-	all, err := device.LeftoversOf(d.entry.Name)
+	all, err := d.host.machine.Leftovers(d.entry.Name)
 	if err != nil {
 		d.host.log.Error("devices of this machine cannot be listed", append(d.log(), "error", err)...)
 	}
 	if len(all) == 0 {
 		return ""
 	}
-	return all[0].Path
+	return all[0]
 }
 
 // choose returns the engine that serves, nil where none does or the one that should does not answer. It also learns what an engine
@@ -170,17 +165,4 @@ func (d *held) abandonAll(alive []*process, cause error) error {
 	}
 	d.lose(cause.Error())
 	return nil
-}
-
-// lock makes this the only host of the state directory. It is given back by the death of the process.
-func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := flock(f); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }

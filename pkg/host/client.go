@@ -12,14 +12,23 @@ import (
 
 // Client asks the host of this machine. A host that was killed is followed by another, so calls wait for one for a while. Safe for
 // concurrent use.
-type Client struct{ wire *wire.Client }
+type Client struct {
+	wire    *wire.Client
+	network wire.Network
+}
 
 // NewClient returns a client of the host of a state directory.
-func NewClient(state string) *Client {
-	c := &Client{wire: wire.NewClient(SocketIn(state), Codes)}
+func NewClient(state string) *Client { return NewClientOn(wire.Unix{}, state) }
+
+// NewClientOn is NewClient on another network than this machine's.
+func NewClientOn(n wire.Network, state string) *Client {
+	c := &Client{wire: n.Client(SocketIn(state), Codes), network: n}
 	c.wire.Peer = "belay host"
 	return c
 }
+
+// Engine returns a client of the engine process that serves the device now. Where it dies the next one has another socket.
+func (c *Client) Engine(d Device) *wire.Client { return clientOf(c.network, d.Volume, d.Engine.Socket) }
 
 // Pace of a client that waits for a host.
 const (

@@ -15,6 +15,8 @@ import (
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/locks"
+	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
@@ -52,20 +54,39 @@ type Session interface {
 	Close() error
 }
 
+// EngineProcess is what an engine process has of its machine. RunEngine makes the real one.
+type EngineProcess struct {
+	In      io.Reader // from its host
+	Out     io.Writer // to its host
+	Self    Identity
+	Files   vfs.FS
+	Network wire.Network
+	// Server returns a server for the process's device: see device.NewServer.
+	Server func(b device.Backend, o device.ServeOptions) (Server, error)
+}
+
+// Server answers a device's requests: a device.Server.
+type Server interface {
+	Serve(ctx context.Context) error
+	Quiesce(ctx context.Context) error
+	Stats() device.Stats
+}
+
 // runner is an engine process: standing by, serving, or between.
 type runner struct {
+	EngineProcess
 	program Program
 	log     *slog.Logger
-	channel *os.File
 	opening opening
-	finish  chan error // what ends the process
+	finish  chan error    // what ends the process: the first counts
+	over    chan struct{} // closed when it ends
 
-	change sync.Mutex // held while the state changes
+	change locks.Mutex // held while the state changes
 
 	mu      sync.Mutex
 	taken   bool // once; from then on it outlives its host
 	session Session
-	server  *device.Server
+	server  Server
 	beat    beat
 }
 
@@ -80,29 +101,48 @@ type beat struct {
 // when the host says so, when the session is lost, or when its host died before it had served and no other came.
 func RunEngine(ctx context.Context, in io.Reader, out io.Writer, p Program, log *slog.Logger) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGHUP) // it ends with its device, not with a terminal
-	r := &runner{program: p, log: log, channel: os.NewFile(channelFD, "device"), finish: make(chan error, 4)}
-	orders := json.NewDecoder(in)
+	channel := os.NewFile(channelFD, "device")
+	m := ThisMachine(nil)
+	return EngineProcess{
+		In: in, Out: out, Self: m.Self(), Files: m.Files(), Network: m.Network(),
+		Server: func(b device.Backend, o device.ServeOptions) (Server, error) { return device.NewServer(channel, b, o) },
+	}.Run(ctx, p, log)
+}
+
+// Run is RunEngine for a process that is started by other means.
+func (e EngineProcess) Run(ctx context.Context, p Program, log *slog.Logger) error {
+	r := &runner{EngineProcess: e, program: p, log: log, finish: make(chan error, 1), over: make(chan struct{})}
+	defer close(r.over)
+	orders := json.NewDecoder(r.In)
 	if err := orders.Decode(&r.opening); err != nil {
 		return fmt.Errorf("engine process: it is started by belay host: %w", err)
 	}
-	said := json.NewEncoder(out)
+	said := json.NewEncoder(r.Out)
 	if o := r.opening.Protocol; o < protocolOldest || o > Protocol {
 		err := fmt.Errorf("engine process: its host speaks protocol %d, version %s speaks %d to %d", o, p.Version, protocolOldest, Protocol)
 		return errors.Join(err, said.Encode(hello{Protocol: Protocol, Version: p.Version, Error: err.Error()}))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l, err := wire.Listen(r.opening.Socket)
+	l, err := r.Network.Listen(r.opening.Socket)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
-	go func() { r.finish <- r.methods().Serve(ctx, l) }()
+	go func() { r.end(l.Serve(ctx, r.methods())) }()
 	if err := said.Encode(hello{Protocol: Protocol, Version: p.Version, FormatMin: p.FormatMin, FormatMax: p.FormatMax}); err != nil {
 		return err
 	}
-	go r.minded(in)
+	go r.minded()
 	return <-r.finish
+}
+
+// end ends the process.
+func (r *runner) end(cause error) {
+	select {
+	case r.finish <- cause:
+	default: // it ends already
+	}
 }
 
 // orphanFor is how long a process stands by without a host before it was ever given the device. The next host may need it: where the
@@ -110,13 +150,13 @@ func RunEngine(ctx context.Context, in io.Reader, out io.Writer, p Program, log 
 const orphanFor = 10 * time.Second
 
 // minded ends a process whose host died before it was ever given the device, and that no other host has found.
-func (r *runner) minded(in io.Reader) {
-	io.Copy(io.Discard, in) //nolint:errcheck // its end is what matters, not its cause
+func (r *runner) minded() {
+	io.Copy(io.Discard, r.In) //nolint:errcheck // its end is what matters, not its cause
 	time.Sleep(orphanFor)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.taken {
-		r.finish <- errors.New("engine process: its host died")
+		r.end(errors.New("engine process: its host died"))
 	}
 }
 
@@ -138,7 +178,7 @@ func (r *runner) methods() *wire.Server {
 		return nothing{}, r.yield(context.WithoutCancel(ctx), y.Within)
 	})
 	wire.Handle(s, methodPulse, func(context.Context, nothing, func(nothing)) (pulse, error) { return r.pulse(), nil })
-	wire.Handle(s, methodEnd, func(context.Context, nothing, func(nothing)) (nothing, error) { return nothing{}, r.end() })
+	wire.Handle(s, methodEnd, func(context.Context, nothing, func(nothing)) (nothing, error) { return nothing{}, r.dismissed() })
 	r.program.Methods(s, r.serving)
 	return s
 }
@@ -148,7 +188,7 @@ func (r *runner) serving() (Session, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.session == nil {
-		return nil, fmt.Errorf("%w: engine process %d stands by", ErrNotServing, os.Getpid())
+		return nil, fmt.Errorf("%w: engine process %d stands by", ErrNotServing, r.Self.PID)
 	}
 	return r.session, nil
 }
@@ -163,6 +203,7 @@ func (r *runner) take(ctx context.Context, t Take, report func(engine.Progress))
 	r.mu.Lock()
 	r.taken = true
 	r.mu.Unlock()
+	t.Self = r.Self
 	s, err := r.program.Open(ctx, t, report)
 	if err != nil {
 		return nil, err
@@ -176,7 +217,7 @@ func (r *runner) take(ctx context.Context, t Take, report func(engine.Progress))
 
 // serve answers the device from s. resend has the kernel ask again what an engine that died did not answer.
 func (r *runner) serve(s Session, resend bool) error {
-	server, err := device.NewServer(r.channel, s, device.ServeOptions{
+	server, err := r.Server(s, device.ServeOptions{
 		Name: s.Name(), BlockSize: s.BlockSize(), Resend: resend, Log: r.log,
 	})
 	if err != nil {
@@ -188,7 +229,7 @@ func (r *runner) serve(s Session, resend bool) error {
 	go func() {
 		err := server.Serve(context.Background())
 		if !errors.Is(err, device.ErrQuiesced) {
-			r.finish <- r.leave(s, err)
+			r.end(r.leave(s, err))
 		}
 	}()
 	return nil
@@ -208,7 +249,11 @@ func (r *runner) leave(s Session, err error) error {
 
 // mourn ends the process when the session is lost. Nobody is answered any more; the next engine is asked again.
 func (r *runner) mourn(s Session) {
-	<-s.Lost()
+	select {
+	case <-s.Lost():
+	case <-r.over:
+		return
+	}
 	r.mu.Lock()
 	mine := r.session == s
 	r.mu.Unlock()
@@ -216,9 +261,9 @@ func (r *runner) mourn(s Session) {
 		return // it yielded
 	}
 	if text, err := json.Marshal(s.Words()); err == nil {
-		os.WriteFile(r.opening.Words, text, 0o600) //nolint:errcheck // without it the next engine finds out by itself
+		write(r.Files, r.opening.Words, text) //nolint:errcheck // without it the next engine finds out by itself
 	}
-	r.finish <- fmt.Errorf("volume %s: its engine can serve no more", s.Name())
+	r.end(fmt.Errorf("volume %s: its engine can serve no more", s.Name()))
 }
 
 // yield stops serving. ErrBusy where requests in flight do not end within the bound: then it serves on.
@@ -233,7 +278,7 @@ func (r *runner) yield(ctx context.Context, within time.Duration) error {
 	defer cancel()
 	if err := r.server.Quiesce(bounded); err != nil {
 		if again := r.serve(s, false); again != nil {
-			r.finish <- again
+			r.end(again)
 		}
 		return fmt.Errorf("%w: %w", engine.ErrBusy, err)
 	}
@@ -260,8 +305,8 @@ func (r *runner) pulse() pulse {
 	return p
 }
 
-// end has the process close the session and end; the host has taken the device away.
-func (r *runner) end() error {
+// dismissed has the process close the session and end; the host has taken the device away.
+func (r *runner) dismissed() error {
 	r.change.Lock()
 	defer r.change.Unlock()
 	s, err := r.serving()
@@ -270,6 +315,6 @@ func (r *runner) end() error {
 	} else {
 		err = nil
 	}
-	r.finish <- nil
+	r.end(nil)
 	return err
 }

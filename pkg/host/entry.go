@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // entry is what the next host must know of a device. It is written before what it says is done, and needs no sync: the
@@ -50,7 +51,10 @@ func (p *process) running() running {
 }
 
 // book keeps the entries in a directory.
-type book struct{ dir string }
+type book struct {
+	files vfs.FS
+	dir   string
+}
 
 const entrySuffix = ".json"
 
@@ -62,40 +66,40 @@ func (b book) put(e entry) error {
 		return err
 	}
 	tmp := b.path(e.Volume) + ".new"
-	if err := os.WriteFile(tmp, text, 0o600); err != nil {
+	if err := write(b.files, tmp, text); err != nil {
 		return fmt.Errorf("host's entry of volume %s: %w", e.Volume, err)
 	}
-	if err := os.Rename(tmp, b.path(e.Volume)); err != nil {
+	if err := b.files.Rename(tmp, b.path(e.Volume)); err != nil {
 		return fmt.Errorf("host's entry of volume %s: %w", e.Volume, err)
 	}
 	return nil
 }
 
 func (b book) remove(id volume.ID) error {
-	if err := os.Remove(b.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := b.files.Remove(b.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("host's entry of volume %s: %w", id, err)
 	}
 	return nil
 }
 
-// list returns the entries of the running kernel and removes those of earlier ones: their devices are gone with it.
+// list returns the entries of the running kernel, by volume, and removes those of earlier ones: their devices are gone with it.
 func (b book) list(boot string) (out []entry, err error) {
-	names, err := filepath.Glob(filepath.Join(b.dir, "*"+entrySuffix))
+	names, err := b.files.ReadDir(b.dir)
 	if err != nil {
 		return nil, err
 	}
 	var damaged []error
 	for _, name := range names {
-		var e entry
-		text, err := os.ReadFile(name)
-		if err == nil {
-			err = json.Unmarshal(text, &e)
+		id, is := strings.CutSuffix(name.Name(), entrySuffix)
+		if !is {
+			continue
 		}
+		e, err := b.read(volume.ID(id))
 		switch {
 		case err != nil:
-			damaged = append(damaged, fmt.Errorf("host's entry %s: %w", name, err))
+			damaged = append(damaged, fmt.Errorf("host's entry of volume %s: %w", id, err))
 		case e.Boot != boot:
-			damaged = append(damaged, b.remove(volume.ID(strings.TrimSuffix(filepath.Base(name), entrySuffix))))
+			damaged = append(damaged, b.remove(volume.ID(id)))
 		default:
 			out = append(out, e)
 		}
@@ -103,8 +107,26 @@ func (b book) list(boot string) (out []entry, err error) {
 	return out, errors.Join(damaged...)
 }
 
-// BootID identifies the running kernel.
-func BootID() (string, error) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(text)), err
+func (b book) read(id volume.ID) (e entry, err error) {
+	text, err := vfs.ReadFile(b.files, b.path(id), stateMax)
+	if err != nil {
+		return e, err
+	}
+	return e, json.Unmarshal(text, &e)
+}
+
+// stateMax bounds a file of the state: an entry has an order, two answers and last words in it.
+const stateMax = 4 * wire.LineMax
+
+// write makes text the content of a file. It is not synced: see entry.
+func write(files vfs.FS, name string, text []byte) error {
+	f, err := files.Open(name, vfs.Create)
+	if err != nil {
+		return err
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		err = f.WriteAt(text, 0)
+	}
+	return errors.Join(err, f.Close())
 }

@@ -4,13 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/locks"
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
@@ -28,14 +27,14 @@ type held struct {
 	over     chan struct{} // closed when the goroutine has ended
 
 	// Owned by the goroutine.
-	export   device.Export // nil where the device was lost with an earlier host
-	program  *os.File      // what the next engine runs
-	since    time.Time     // requests wait, where they do
-	failures int           // in a row
+	export   Export     // nil where the device was lost with an earlier host
+	program  Executable // what the next engine runs
+	since    time.Time  // requests wait, where they do
+	failures int        // in a row
 	retry    <-chan time.Time
 	gone     bool // detached
 
-	mu        sync.Mutex // guards the rest, which the goroutine changes and others read
+	mu        locks.Mutex // guards the rest, which the goroutine changes and others read
 	entry     entry
 	state     State
 	cause     string
@@ -181,16 +180,16 @@ func (d *held) first(ctx context.Context, s Spec, report func(engine.Progress)) 
 	}
 	if d.export != nil {
 		d.export.Abandon()
-		err = errors.Join(err, device.RemoveLeftovers(ctx, d.entry.Name)) // it may have appeared just when its engine died
+		err = errors.Join(err, d.host.machine.RemoveLeftovers(ctx, d.entry.Name)) // it may have appeared just when its engine died
 	}
 	return errors.Join(err, d.forget())
 }
 
 func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (err error) {
-	if d.program, err = os.Open(s.Executable); err != nil {
+	if d.program, err = d.host.machine.Open(s.Executable); err != nil {
 		return fmt.Errorf("engine program of volume %s: %w", s.Volume, err)
 	}
-	export, err := d.host.frontend.Create(device.Config{Name: s.Name, BlockSize: s.BlockSize, Log: d.host.log})
+	export, err := d.host.machine.CreateDevice(device.Config{Name: s.Name, BlockSize: s.BlockSize, Log: d.host.log})
 	if err != nil {
 		return err
 	}
@@ -204,7 +203,7 @@ func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (
 	d.setEngine(p)
 	d.host.step("first: started")
 	info, err := p.take(ctx, Take{Order: s.Order}, 0, report)
-	if errors.Is(err, wire.ErrLost) || errors.Is(err, wire.ErrNotRunning) || errors.Is(err, errGone) {
+	if errors.Is(err, wire.ErrLost) || errors.Is(err, wire.ErrNotRunning) || errors.Is(err, ErrGone) {
 		return fmt.Errorf("%w: volume %s: its engine died while it attached the volume; ask again: %w", engine.ErrUnavailable, s.Volume, err)
 	}
 	if err != nil {
@@ -249,15 +248,15 @@ func (d *held) appear(ctx context.Context, p *process) error {
 }
 
 // spawn starts an engine process that stands by, and names it beside those given at once: a killed host leaves none that the next one does not know.
-func (d *held) spawn(ctx context.Context, program *os.File, beside ...running) (*process, error) {
+func (d *held) spawn(ctx context.Context, program Executable, beside ...running) (*process, error) {
 	if err := d.update(func(e *entry) { e.Spawned++ }); err != nil {
 		return nil, err
 	}
 	name := func(r running) error {
 		return d.update(func(e *entry) { e.Engines = append(beside[:len(beside):len(beside)], r) })
 	}
-	p, err := spawn(ctx, launch{
-		volume: d.entry.Volume, program: program, channel: d.export.Channel(), log: os.Stderr,
+	p, err := spawn(ctx, d.host.machine, launch{
+		volume: d.entry.Volume, program: program, device: d.export,
 		socket: socketOf(d.host.sockets, d.entry.Volume, d.entry.Spawned),
 		words:  filepath.Join(d.host.book.dir, fmt.Sprintf("%s.%d.words", d.entry.Volume, d.entry.Spawned)),
 		named:  name,
@@ -332,7 +331,7 @@ func (d *held) detach(ctx context.Context) error {
 
 // removeDead takes away what the kernel has of a device that answers nothing.
 func (d *held) removeDead(ctx context.Context) error {
-	if err := device.RemoveLeftovers(ctx, d.entry.Name); err != nil {
+	if err := d.host.machine.RemoveLeftovers(ctx, d.entry.Name); err != nil {
 		return err
 	}
 	d.tell(Event{Kind: Detached, Cause: d.entry.Lost})

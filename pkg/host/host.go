@@ -5,17 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
-	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // Config is what a Host needs.
@@ -24,11 +23,13 @@ type Config struct {
 	State string
 	// Version is the program's, for people.
 	Version string
-	// Frontend makes the devices.
-	Frontend device.Frontend
+	// Machine is what the host runs on; nil: this machine, with FUSE devices.
+	Machine Machine
 	// WhileNeeded ends the host once it holds no device and nobody has watched it for a while: whoever started it has gone.
 	WhileNeeded bool
 	Log         *slog.Logger
+	// Step is called between any two things that a killed host could leave done and not done; for tests. It may be nil.
+	Step func(what string)
 }
 
 // SocketIn is where the host of a state directory answers.
@@ -41,19 +42,17 @@ var ErrRunning = errors.New("a host is running already")
 // Killed, it leaves its devices with their engines, and the next Host takes them back.
 type Host struct {
 	version     string
-	frontend    device.Frontend
+	machine     Machine
 	whileNeeded bool
 	log         *slog.Logger
 	boot        string
 	socket      string
 	sockets     string // directory of the engines' sockets
 	book        book
-	lock        *os.File
+	lock        vfs.Unlocker
 	events      *events
 	started     time.Time
-
-	// step is called between any two things that a killed host could leave done and not done; for tests.
-	step func(what string)
+	step        func(what string)
 
 	running sync.WaitGroup
 	ctx     context.Context // ends with Serve
@@ -64,38 +63,46 @@ type Host struct {
 
 // New makes the directories and takes their lock. ErrRunning where another has it.
 func New(c Config) (*Host, error) {
-	boot, err := BootID()
+	if c.Machine == nil {
+		c.Machine = ThisMachine(device.FUSE{})
+	}
+	if c.Step == nil {
+		c.Step = func(string) {}
+	}
+	boot, err := c.Machine.Boot()
 	if err != nil {
 		return nil, err
 	}
 	h := &Host{
-		version: c.Version, frontend: c.Frontend, whileNeeded: c.WhileNeeded, log: c.Log, boot: boot, socket: SocketIn(c.State),
-		sockets: filepath.Join(c.State, "engines"), book: book{filepath.Join(c.State, "host", "devices")},
-		events: newEvents(), held: map[volume.ID]*held{}, started: time.Now().UTC(), step: func(string) {},
+		version: c.Version, machine: c.Machine, whileNeeded: c.WhileNeeded, log: c.Log, boot: boot, socket: SocketIn(c.State),
+		sockets: filepath.Join(c.State, "engines"), book: book{c.Machine.Files(), filepath.Join(c.State, "host", "devices")},
+		events: newEvents(), held: map[volume.ID]*held{}, started: time.Now().UTC(), step: c.Step,
 	}
 	for _, dir := range []string{h.book.dir, h.sockets} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := h.book.files.MkdirAll(dir); err != nil {
 			return nil, fmt.Errorf("host: %w", err)
 		}
 	}
-	if h.lock, err = lock(filepath.Join(c.State, "host", "lock")); err != nil {
+	if h.lock, err = lock(c.Machine, filepath.Join(c.State, "host", "lock")); err != nil {
 		return nil, fmt.Errorf("host of %s: %w", c.State, err)
 	}
 	return h, nil
 }
 
-func flock(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return ErrRunning
+// lock makes this the only host of the state directory. It is given back by the death of the process.
+func lock(m Machine, path string) (vfs.Unlocker, error) {
+	self := m.Self()
+	l, err := m.Files().Lock(path, fmt.Sprintf("belay host pid=%d start=%s", self.PID, self.Start))
+	if _, held := errors.AsType[*vfs.LockedError](err); held {
+		return nil, fmt.Errorf("%w: %w", ErrRunning, err)
 	}
-	return err
+	return l, err
 }
 
 // Serve takes back what an earlier host left and answers until ctx ends or, with WhileNeeded, nobody needs it. Engines and devices
 // are left as they are, for the next host.
 func (h *Host) Serve(ctx context.Context) error {
-	defer h.lock.Close()
+	defer h.lock.Unlock() //nolint:errcheck // the process ends
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	h.ctx = ctx
@@ -103,7 +110,7 @@ func (h *Host) Serve(ctx context.Context) error {
 	if err := h.adopt(ctx); err != nil {
 		h.log.Error("devices of an earlier host are left as they are", "error", err)
 	}
-	l, err := wire.Listen(h.socket)
+	l, err := h.machine.Network().Listen(h.socket)
 	if err != nil {
 		return err
 	}
@@ -111,7 +118,7 @@ func (h *Host) Serve(ctx context.Context) error {
 	if h.whileNeeded {
 		go h.endWhenUnused(ctx, cancel)
 	}
-	err = h.methods().Serve(ctx, l)
+	err = l.Serve(ctx, h.methods())
 	cancel()
 	h.running.Wait()
 	return err
@@ -119,7 +126,7 @@ func (h *Host) Serve(ctx context.Context) error {
 
 // saySupport tells once what this kernel cannot do.
 func (h *Host) saySupport() {
-	switch can, err := h.frontend.Resend(); {
+	switch can, err := h.machine.Resend(); {
 	case err != nil:
 		h.log.Error("no device can be made on this machine", "error", err)
 	case !can:
@@ -205,8 +212,8 @@ func (h *Host) place(s Spec) (d *held, fresh bool) {
 func (h *Host) list() []Device {
 	h.mu.Lock()
 	all := make([]*held, 0, len(h.held))
-	for _, d := range h.held {
-		all = append(all, d)
+	for _, id := range slices.Sorted(maps.Keys(h.held)) {
+		all = append(all, h.held[id])
 	}
 	h.mu.Unlock()
 	out := make([]Device, 0, len(all))

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 // runHost is a host that BELAY_TEST_AT tells at which step to kill itself (host), or the first or the last engine of its device.
 func runHost(state string, log *slog.Logger) error {
 	_, without := os.LookupEnv("BELAY_TEST_WITHOUT_RESEND")
-	h, err := New(Config{State: state, Version: "test", Frontend: device.FUSE{WithoutResend: without}, WhileNeeded: true, Log: log})
+	h, err := New(Config{State: state, Version: "test", Machine: ThisMachine(device.FUSE{WithoutResend: without}), WhileNeeded: true, Log: log})
 	if err != nil {
 		return err
 	}

@@ -11,9 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errGone: no such process any more.
-var errGone = errors.New("process is gone")
-
 // StartOf is when the process started, in ticks since boot: with its number it names a process for ever. Empty where it is dead, whether its parent knows or not.
 func StartOf(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -29,19 +26,19 @@ func StartOf(pid int) string {
 	return f[start]
 }
 
-// openPid opens the process that started then. errGone where it is no more, whoever has its number now.
-func openPid(pid int, start string) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
+// openPid opens the process that started then. ErrGone where it is no more, whoever has its number now.
+func openPid(id Identity) (*os.File, error) {
+	fd, err := unix.PidfdOpen(id.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, errGone
+		return nil, ErrGone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
+		return nil, fmt.Errorf("process %d: %w", id.PID, err)
 	}
 	// Read after the open: where the number had passed on before it, the start differs.
-	if StartOf(pid) != start {
+	if StartOf(id.PID) != id.Start {
 		unix.Close(fd)
-		return nil, errGone
+		return nil, ErrGone
 	}
 	return os.NewFile(uintptr(fd), "process"), nil
 }
@@ -49,8 +46,8 @@ func openPid(pid int, start string) (*os.File, error) {
 // End kills the process that started then, and returns when it is dead: nothing of it runs any more. One that is gone already, whoever has its
 // number now, is no error.
 func End(ctx context.Context, pid int, start string) error {
-	p, err := openPid(pid, start)
-	if errors.Is(err, errGone) {
+	p, err := openPid(Identity{pid, start})
+	if errors.Is(err, ErrGone) {
 		return nil
 	}
 	if err != nil {
@@ -79,16 +76,6 @@ func waitDead(ctx context.Context, fd int) error {
 		}
 	}
 	return context.Cause(ctx)
-}
-
-// takeDescriptor duplicates a descriptor of another process, whatever that does meanwhile: it may hang or be stopped.
-func takeDescriptor(process *os.File, descriptor int) (*os.File, error) {
-	fd, err := unix.PidfdGetfd(int(process.Fd()), descriptor, 0)
-	if err != nil {
-		return nil, fmt.Errorf("descriptor %d of another process: %w", descriptor, err)
-	}
-	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), "device"), nil
 }
 
 // killWithin bounds how long a killed process may take to die: one that waits for a disk does not before the disk answers.

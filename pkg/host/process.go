@@ -8,33 +8,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
-// channelFD is the descriptor on which an engine process has its device.
-const channelFD = 3
-
 // process is an engine process, of this host or of one before it.
 type process struct {
+	machine Machine
 	volume  volume.ID
+	child   Child
 	pid     int
 	start   string
-	pidfd   *os.File // closed by nobody: its number must not become another process's while it may be killed
 	version string
 	formats [2]int
-	program *os.File // what it runs
+	program Executable // what it runs
 	socket  string
 	words   string
 	client  *wire.Client
@@ -47,11 +41,10 @@ type process struct {
 // launch is how an engine process is started.
 type launch struct {
 	volume  volume.ID
-	program *os.File
-	channel *os.File
+	program Executable
+	device  Export
 	socket  string
 	words   string
-	log     io.Writer
 	// named is called as soon as the process is there.
 	named func(running) error
 }
@@ -63,36 +56,20 @@ var errNoHello = errors.New("is no engine that this host can run")
 const helloWithin = 10 * time.Second
 
 // spawn starts an engine process, which stands by until it is given the device. Where it does not say hello in time it is killed.
-func spawn(ctx context.Context, l launch) (*process, error) {
-	p := newProcess(l.volume, l.socket, l.words, l.program)
-	cmd := exec.Command(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.program.Fd())) // of this process: the child's numbers differ
-	cmd.Args = []string{"belay", "engine", string(l.volume)}                        // for people who list processes
-	cmd.Stderr = l.log
-	cmd.ExtraFiles = []*os.File{l.channel}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a signal to the host's group is not for it
-	in, err := cmd.StdinPipe()
+func spawn(ctx context.Context, m Machine, l launch) (*process, error) {
+	p := newProcess(m, l.volume, l.socket, l.words, l.program)
+	child, in, out, err := m.Start(Start{Program: l.program, Device: l.device, Args: []string{"belay", "engine", string(l.volume)}})
 	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
 	}
-	p.pid, p.start = cmd.Process.Pid, StartOf(cmd.Process.Pid)
+	p.is(child)
 	said := make(chan error, 1)
 	go func() {
 		said <- p.listen(out)
 		io.Copy(io.Discard, out) //nolint:errcheck // nothing follows
-		p.end(cmd.Wait())
+		p.end(child.Wait())
 		in.Close()
 	}()
-	if p.pidfd, err = openPid(p.pid, p.start); err != nil {
-		cmd.Process.Kill() //nolint:errcheck // it may be dead already
-		return nil, fmt.Errorf("engine of volume %s: %w: %w", l.volume, errNoHello, err)
-	}
 	if err := l.named(p.running()); err != nil {
 		return nil, errors.Join(err, p.kill())
 	}
@@ -103,11 +80,23 @@ func spawn(ctx context.Context, l launch) (*process, error) {
 	return p, nil
 }
 
-func newProcess(id volume.ID, socket, words string, program *os.File) *process {
-	p := &process{volume: id, socket: socket, words: words, program: program, ended: make(chan struct{})}
-	p.client = wire.NewClient(socket, Codes)
-	p.client.Peer = "the engine of volume " + string(id)
-	return p
+func newProcess(m Machine, id volume.ID, socket, words string, program Executable) *process {
+	return &process{
+		machine: m, volume: id, socket: socket, words: words, program: program, ended: make(chan struct{}), client: clientOf(m.Network(), id, socket),
+	}
+}
+
+// clientOf returns a client of an engine process.
+func clientOf(n wire.Network, id volume.ID, socket string) *wire.Client {
+	c := n.Client(socket, Codes)
+	c.Peer = "the engine of volume " + string(id)
+	return c
+}
+
+// is says which process it is.
+func (p *process) is(c Child) {
+	id := c.ID()
+	p.child, p.pid, p.start = c, id.PID, id.Start
 }
 
 func (p *process) greeted(ctx context.Context, said <-chan error) error {
@@ -142,18 +131,20 @@ func (p *process) listen(out io.Reader) error {
 	return nil
 }
 
-// find returns the process of an earlier host, errGone where it is dead.
-func find(id volume.ID, r running) (*process, error) {
-	p := newProcess(id, r.Socket, r.Words, nil)
-	p.pid, p.start, p.version, p.formats = r.PID, r.Start, r.Version, r.Formats
-	var err error
-	if p.pidfd, err = openPid(r.PID, r.Start); err != nil {
+// find returns the process of an earlier host, ErrGone where it is dead.
+func find(m Machine, id volume.ID, r running) (*process, error) {
+	child, err := m.Find(Identity{r.PID, r.Start})
+	if err != nil {
 		return nil, err
 	}
-	if p.program, err = os.Open(fmt.Sprintf("/proc/%d/exe", r.PID)); err != nil {
-		return nil, errGone // a zombie has none
+	program, err := child.Program()
+	if err != nil {
+		return nil, err
 	}
-	go func() { p.end(waitDead(context.Background(), int(p.pidfd.Fd()))) }()
+	p := newProcess(m, id, r.Socket, r.Words, program)
+	p.is(child)
+	p.version, p.formats = r.Version, r.Formats
+	go func() { p.end(child.Wait()) }()
 	return p, nil
 }
 
@@ -165,7 +156,7 @@ func (p *process) end(err error) {
 		p.cause = err.Error()
 	}
 	p.mu.Unlock()
-	os.Remove(p.socket) //nolint:errcheck // one that was killed could not; nobody else has this name
+	p.machine.Network().Remove(p.socket) //nolint:errcheck // one that was killed could not; nobody else has this name
 	close(p.ended)
 }
 
@@ -188,7 +179,7 @@ func (p *process) gone() bool {
 // kill ends the process and returns when it is dead. A process that waits for a disk dies when that answers; ErrBusy where
 // it does not within killWithin.
 func (p *process) kill() error {
-	unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0) //nolint:errcheck // it may be dead already
+	p.child.Kill()
 	select {
 	case <-p.ended:
 		return nil
@@ -199,7 +190,7 @@ func (p *process) kill() error {
 
 // lastWords are what the process left to be known by the next one, nil where nothing.
 func (p *process) lastWords() json.RawMessage {
-	text, err := os.ReadFile(p.words)
+	text, err := vfs.ReadFile(p.machine.Files(), p.words, stateMax)
 	if err != nil || !json.Valid(text) {
 		return nil
 	}
@@ -220,7 +211,7 @@ func ask[Resp any](ctx context.Context, p *process, within time.Duration, method
 	go func() { // one that is dead does not answer, even where its socket is still there
 		select {
 		case <-p.ended:
-			cancel(errGone)
+			cancel(ErrGone)
 		case <-ctx.Done():
 		}
 	}()
@@ -229,7 +220,7 @@ func ask[Resp any](ctx context.Context, p *process, within time.Duration, method
 
 func (p *process) take(ctx context.Context, t Take, within time.Duration, progress func(engine.Progress)) (json.RawMessage, error) {
 	got, err := ask[taken](ctx, p, within, methodTake, t, progress)
-	if errors.Is(err, wire.ErrLost) || errors.Is(err, errGone) {
+	if errors.Is(err, wire.ErrLost) || errors.Is(err, ErrGone) {
 		err = p.explain(err)
 	}
 	return got.Info, err

@@ -64,6 +64,8 @@ type Take struct {
 	Previous json.RawMessage `json:"previous,omitempty"`
 	// Words are the last words of the engine before, nil where it died without.
 	Words json.RawMessage `json:"words,omitempty"`
+	// Self is the process that takes it.
+	Self Identity `json:"-"`
 }
 
 // taken answers a Take.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -127,7 +126,7 @@ func (d *held) hear(p *process) {
 			return
 		}
 	}
-	os.Remove(p.words) //nolint:errcheck // none where it died without; each process has its own name
+	d.host.machine.Files().Remove(p.words) //nolint:errcheck // none where it died without; each process has its own name
 }
 
 // takeOver has p take the device from an engine that is dead or has yielded. within bounds it; 0 does not.

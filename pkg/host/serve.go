@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -43,7 +42,7 @@ type (
 func (h *Host) methods() *wire.Server {
 	s := wire.NewServer(Codes, h.log)
 	wire.Handle(s, "about", func(context.Context, nothing, func(nothing)) (About, error) {
-		return About{PID: os.Getpid(), Version: h.version, Started: h.started}, nil
+		return About{PID: h.machine.Self().PID, Version: h.version, Started: h.started}, nil
 	})
 	wire.Handle(s, "attach", h.attach)
 	wire.Handle(s, "devices", func(context.Context, nothing, func(nothing)) ([]Device, error) { return h.list(), nil })
@@ -78,7 +77,7 @@ func (h *Host) on(ctx context.Context, id volume.ID, urgent bool, f func(*held, 
 }
 
 func (h *Host) upgrade(ctx context.Context, u upgrading, report func(engine.Progress)) (out Upgrade, err error) {
-	program, err := os.Open(u.Program)
+	program, err := h.machine.Open(u.Program)
 	if err != nil {
 		return out, fmt.Errorf("%w: program: %w", engine.ErrInvalid, err)
 	}
@@ -98,8 +97,8 @@ func (h *Host) upgrade(ctx context.Context, u upgrading, report func(engine.Prog
 func (h *Host) follow(ctx context.Context, f following, _ func(nothing)) (followed, error) {
 	h.events.watch(1)
 	defer h.events.watch(-1)
-	if f.Host != os.Getpid() {
+	if f.Host != h.machine.Self().PID {
 		f.After = 0
 	}
-	return followed{Host: os.Getpid(), Events: h.events.after(ctx, f.After)}, nil
+	return followed{Host: h.machine.Self().PID, Events: h.events.after(ctx, f.After)}, nil
 }

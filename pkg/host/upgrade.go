@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -28,7 +27,7 @@ var errHangs = errors.New("it does not answer")
 // upgrade has an engine of another program take the place of the present one. ErrRolledBack where the new one cannot, and
 // the old one serves on. At every moment at most one engine has the device, and one that does not answer is killed, and
 // proven dead, before another takes it.
-func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine.Progress)) (Upgrade, error) {
+func (d *held) upgrade(ctx context.Context, program Executable, report func(engine.Progress)) (Upgrade, error) {
 	out := Upgrade{Volume: d.entry.Volume}
 	old := d.engine
 	if d.state != Serving || old == nil {
@@ -59,7 +58,7 @@ func (d *held) upgrade(ctx context.Context, program *os.File, report func(engine
 
 // standby starts the new engine and checks that it can read what the old one writes. Nothing waits for it yet. hangs says that the old
 // one does not answer.
-func (d *held) standby(ctx context.Context, program *os.File, old *process) (next *process, hangs bool, err error) {
+func (d *held) standby(ctx context.Context, program Executable, old *process) (next *process, hangs bool, err error) {
 	if next, err = d.spawn(ctx, program, old.running()); err != nil {
 		return nil, false, err
 	}
@@ -138,7 +137,7 @@ func (d *held) probation(ctx context.Context, next *process) error {
 }
 
 // keep ends the old engine. Whatever becomes of it, it has yielded.
-func (d *held) keep(ctx context.Context, old, next *process, program *os.File, u Upgrade) error {
+func (d *held) keep(ctx context.Context, old, next *process, program Executable, u Upgrade) error {
 	d.host.step("upgrade: watched")
 	d.become(Serving, "")
 	d.failures = 0
@@ -207,7 +206,7 @@ func (d *held) resume(old *process) {
 }
 
 // replaceProgram is an upgrade where no engine serves: the next attempt is made with the new program.
-func (d *held) replaceProgram(ctx context.Context, program *os.File) error {
+func (d *held) replaceProgram(ctx context.Context, program Executable) error {
 	if d.state != Waiting {
 		return fmt.Errorf("%w: volume %s: %s", ErrNotServing, d.entry.Volume, d.state)
 	}

@@ -19,9 +19,10 @@ func TestLastWordsOutliveTheHost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			h := &Host{book: book{dir}, log: slog.New(slog.DiscardHandler), boot: "now"}
+			m := ThisMachine(nil)
+			h := &Host{machine: m, book: book{m.Files(), dir}, log: slog.New(slog.DiscardHandler), boot: "now"}
 			d := newHeld(h, entry{Boot: "now", Volume: id})
-			p := newProcess(id, filepath.Join(dir, "socket"), filepath.Join(dir, "words"), nil)
+			p := newProcess(m, id, filepath.Join(dir, "socket"), filepath.Join(dir, "words"), nil)
 			if err := os.WriteFile(p.words, []byte(`{"cause":"a sync failed"}`), 0o600); err != nil {
 				t.Fatal(err)
 			}

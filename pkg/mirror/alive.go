@@ -16,17 +16,17 @@ import (
 )
 
 // holderText says who holds a lock: "belay engine pid=12 start=345 node=n1 volume=v".
-func holderText(role, node string, id volume.ID, pid int) string {
-	text := fmt.Sprintf("belay %s pid=%d start=%s node=%s", role, pid, host.StartOf(pid), node)
+func holderText(role, node string, id volume.ID, self host.Identity) string {
+	text := fmt.Sprintf("belay %s pid=%d start=%s node=%s", role, self.PID, self.Start, node)
 	if id != "" {
 		text += " volume=" + string(id)
 	}
 	return text
 }
 
-// bootID identifies the running kernel.
-func bootID() (id quorum.UUID, err error) {
-	text, err := host.BootID()
+// bootOf identifies the running kernel.
+func bootOf(m host.Machine) (id quorum.UUID, err error) {
+	text, err := m.Boot()
 	if err != nil {
 		return id, err
 	}
@@ -49,30 +49,30 @@ func (e *Engine) endHolder(ctx context.Context, id volume.ID) error {
 		if !ok {
 			continue
 		}
-		if err := endProcess(ctx, locked.Holder); err != nil {
+		if err := e.endProcess(ctx, locked.Holder); err != nil {
 			return fmt.Errorf("%w: volume %s: %w", engine.ErrBusy, id, err)
 		}
 	}
 	return nil
 }
 
-func endProcess(ctx context.Context, holder string) error {
-	role, pid, start, ok := parseHolder(holder)
+func (e *Engine) endProcess(ctx context.Context, holder string) error {
+	role, id, ok := parseHolder(holder)
 	if !ok || role != "engine" {
 		return fmt.Errorf("held by %q, which is no engine process", holder)
 	}
 	ctx, cancel := context.WithTimeout(ctx, holderWait)
 	defer cancel()
-	return host.End(ctx, pid, start)
+	return e.Machine.End(ctx, id)
 }
 
-func parseHolder(text string) (role string, pid int, start string, ok bool) {
+func parseHolder(text string) (role string, id host.Identity, ok bool) {
 	f := strings.Fields(text)
 	if len(f) < 4 || f[0] != "belay" {
-		return "", 0, "", false
+		return "", id, false
 	}
-	p, okPid := strings.CutPrefix(f[2], "pid=")
+	pid, okPid := strings.CutPrefix(f[2], "pid=")
 	start, okStart := strings.CutPrefix(f[3], "start=")
-	pid, err := strconv.Atoi(p)
-	return f[1], pid, start, okPid && okStart && err == nil && pid > 1
+	n, err := strconv.Atoi(pid)
+	return f[1], host.Identity{PID: n, Start: start}, okPid && okStart && err == nil && n > 1
 }

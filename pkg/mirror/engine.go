@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 
+	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -24,6 +24,8 @@ type Config struct {
 	Node   volume.NodeID
 	// Overcommit is how much is promised for each byte the stores have; 1 promises what is there.
 	Overcommit float64
+	// Machine is the one that this process runs on; nil: the real one, with FUSE devices.
+	Machine host.Machine
 	// Host keeps the devices and runs the engine processes.
 	Host *host.Client
 	// Executable is the program that RunEngine is the verb "engine" of; one process of it runs for each attached volume.
@@ -79,7 +81,10 @@ func New(c Config) (*Engine, error) {
 			return nil, fmt.Errorf("%w: directory %q: want an absolute path", engine.ErrInvalid, d)
 		}
 	}
-	boot, err := bootID()
+	if c.Machine == nil {
+		c.Machine = host.ThisMachine(device.FUSE{})
+	}
+	boot, err := bootOf(c.Machine)
 	if err != nil {
 		return nil, err
 	}
@@ -167,7 +172,7 @@ func (h *handle) setRecovery(s *Session) {
 
 // holder is what is written into locks: for people, and for the proof that a holder is dead.
 func (e *Engine) holder(role string, id volume.ID) string {
-	return holderText(role, string(e.Node), id, os.Getpid())
+	return holderText(role, string(e.Node), id, e.Machine.Self())
 }
 
 // dirs are the stores that are there now.

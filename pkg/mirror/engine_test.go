@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/engine/enginetest"
 	"github.com/belay-storage/belay/pkg/host"
@@ -47,7 +46,7 @@ func TestMain(m *testing.M) {
 }
 
 func runTestHost(state string, log *slog.Logger) error {
-	h, err := host.New(host.Config{State: state, Version: "test", Frontend: device.FUSE{}, WhileNeeded: true, Log: log})
+	h, err := host.New(host.Config{State: state, Version: "test", WhileNeeded: true, Log: log})
 	if err != nil {
 		return err
 	}

@@ -61,17 +61,17 @@ func (e *Engine) relayAll(ctx context.Context, relayed *sync.Map) {
 			continue
 		}
 		e.follows.Go(func() {
-			relay(ctx, d.Volume, d.Engine.Socket, e.Events)
+			relay(ctx, d.Volume, e.Host.Engine(d), e.Events)
 			relayed.Delete(process)
 		})
 	}
 }
 
 // relay turns what an engine process counts into events here, until the process ends.
-func relay(ctx context.Context, id volume.ID, socket string, events Events) {
+func relay(ctx context.Context, id volume.ID, process *wire.Client, events Events) {
 	var before tally
 	// An error means that it ended: its successor is followed on its own.
-	_, _ = wire.Call[nothing](ctx, wire.NewClient(socket, host.Codes), "tally", nothing{}, func(now tally) {
+	_, _ = wire.Call[nothing](ctx, process, "tally", nothing{}, func(now tally) {
 		events.difference(id, before, now)
 		before = now
 	})

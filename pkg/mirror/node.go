@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -100,12 +99,12 @@ func (e *Engine) deviceName(id volume.ID) string {
 
 // leftover says whether a device of the volume is still there that no host knows of.
 func (e *Engine) leftover(id volume.ID) error {
-	all, err := device.LeftoversOf(e.deviceName(id))
+	all, err := e.Machine.Leftovers(e.deviceName(id))
 	if err != nil {
 		return fmt.Errorf("devices of this node: %w", err)
 	}
 	if len(all) > 0 {
-		return fmt.Errorf("%w: volume %s: %s", engine.ErrDeviceLost, id, all[0].Path)
+		return fmt.Errorf("%w: volume %s: %s", engine.ErrDeviceLost, id, all[0])
 	}
 	return fmt.Errorf("%w: volume %s has no device on node %s", engine.ErrNotFound, id, e.Node)
 }
@@ -162,7 +161,7 @@ func (e *Engine) removeDevice(ctx context.Context, id volume.ID) error {
 	if err := e.Host.Detach(ctx, id); !isNotFound(err) {
 		return err
 	}
-	if err := device.RemoveLeftovers(ctx, e.deviceName(id)); err != nil {
+	if err := e.Machine.RemoveLeftovers(ctx, e.deviceName(id)); err != nil {
 		return fmt.Errorf("devices of this node: %w", err)
 	}
 	return nil

@@ -117,9 +117,7 @@ func call[Resp any](ctx context.Context, p *process, method string, req any, pro
 	}
 	deadline := time.Now().Add(nextWithin)
 	for {
-		c := wire.NewClient(p.device.Engine.Socket, host.Codes)
-		c.Peer = "the engine of volume " + string(p.volume)
-		resp, err := wire.Call[Resp](ctx, c, method, req, progress)
+		resp, err := wire.Call[Resp](ctx, p.e.Host.Engine(p.device), method, req, progress)
 		if err == nil || !again(err) {
 			return resp, err
 		}

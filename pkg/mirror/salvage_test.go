@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -45,7 +44,7 @@ func newYardOf(t *testing.T, h *host.Client, stores int) *yard {
 func idleHost(t *testing.T) *host.Client {
 	t.Helper()
 	state := t.TempDir()
-	h, err := host.New(host.Config{State: state, Version: "test", Frontend: device.FUSE{}, Log: slog.New(slog.DiscardHandler)})
+	h, err := host.New(host.Config{State: state, Version: "test", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func TestWhatAnEngineProcessCountsBecomesEventsOfItsParent(t *testing.T) {
 	var scrubbed volume.Bytes
 	var first, last sync.Once
 	following, end := context.WithCancel(t.Context())
-	relay(following, "v", socket, Events{
+	relay(following, "v", wire.NewClient(socket, host.Codes), Events{
 		Replicas: func(id volume.ID, m, n int) {
 			if members = m; id != "v" || n != 3 {
 				t.Errorf("%s %d", id, n)
