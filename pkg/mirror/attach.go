@@ -90,7 +90,7 @@ func Open(ctx context.Context, c OpenConfig) (*Session, error) {
 }
 
 func newSession(c OpenConfig) *Session {
-	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions(), suspend: c.Suspend, idle: c.Idle, lost: make(chan struct{})}
+	s := &Session{id: c.ID, log: c.Log, events: c.Events, holder: c.Holder, regions: newRegions(), suspend: c.Suspend, idle: c.Idle, lost: make(chan struct{}), closed: make(chan struct{})}
 	s.mark.Boot = c.Boot
 	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
 	s.pages = newPages(s.loadPage)
@@ -293,8 +293,10 @@ func (s *Session) raiseDoubt(next *quorum.Config) error {
 	return editAttributes(next, func(a *attributes) { a.Format = a.Format.AfterUnclean() })
 }
 
-// Close gives the locks back. Without a Seal before it the volume stays attached.
+// Close gives the locks back. Without a Seal before it the volume stays attached. Requests that wait for the next engine fail: their
+// device is gone.
 func (s *Session) Close() {
+	s.close.Do(func() { close(s.closed) })
 	s.background.stop()
 	s.closeReplicas()
 }

@@ -51,6 +51,8 @@ type Session struct {
 	broken  atomic.Pointer[error]  // fenced, lost or handed over: every request fails with it
 	suspend bool                   // where it is broken nobody is answered
 	lost    chan struct{}          // closed when it was ended by force
+	closed  chan struct{}          // by Close
+	close   sync.Once
 	yield   locks.Mutex
 	handed  bool  // guarded by yield, as yielded: Yield was called
 	yielded error // what Yield returns

@@ -13,7 +13,7 @@ import (
 var errYielded = fmt.Errorf("%w: the volume was handed over to the next engine", engine.ErrStaleEpoch)
 
 // answer is what the guest is told. Where the session was ended by force and the next engine can be asked instead, it is told
-// nothing: the kernel asks again whoever serves next. The caller holds nothing.
+// nothing until the session is closed: the kernel asks again whoever serves next. The caller holds nothing.
 func (s *Session) answer(err error) error {
 	if err == nil || !s.suspend || errors.Is(err, syscall.ENOSPC) || errors.Is(err, errStopped) {
 		return err
@@ -22,7 +22,8 @@ func (s *Session) answer(err error) error {
 	if cause := s.broken.Load(); cause == nil || errors.Is(*cause, errYielded) {
 		return err
 	}
-	select {} // until the process ends
+	<-s.closed // or until the process ends, which is what follows
+	return err
 }
 
 // outOfReach ends the session where no disk answers any more, also where nothing but a read has told of it yet: the engine after this one
