@@ -26,7 +26,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash and soak), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash and soak, devices of histories), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -71,6 +71,12 @@ soak: deps build ## engines killed, upgraded and stopped under load, each N time
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_SOAK=$(N) BELAY_REPORT=$(REPORT) go test -count=1 -timeout 24h -v \
 	  -run '^(TestSoak|TestStoppedEngine|TestUpgradeToABad|TestEngineCrashDuringLiveUpgrade)' ./tests/crash/...
 	@cat $(REPORT)
+
+.PHONY: histories
+histories: deps build ## N devices used by several clients, upgraded, killed and lost; every answer is checked by porcupine (root)
+	@mkdir -p out
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_HISTORIES=$(N) BELAY_REPORT_DIR=$(CURDIR)/out go test -count=1 -timeout 24h -v \
+	  -run '^TestHistories' ./tests/crash
 
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)

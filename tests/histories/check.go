@@ -34,7 +34,7 @@ func Check(all []Operation, within time.Duration) Result { return judge(split(al
 
 // CheckSector is Check of one sector.
 func CheckSector(all []Operation, n int64, within time.Duration) Result {
-	return judge(map[int64]history{n: split(all)[n]}, within)
+	return judge(split(of(all, n)), within)
 }
 
 func judge(histories map[int64]history, within time.Duration) Result {

@@ -61,6 +61,21 @@ func (h history) reduce(losses []Operation) {
 	}
 }
 
+// of is what concerns the one sector.
+func of(all []Operation, sector int64) (out []Operation) {
+	for _, o := range all {
+		if o.Kind == Read || o.Kind == Write {
+			i := sector - o.First
+			if i < 0 || i >= int64(len(o.Values)) {
+				continue
+			}
+			o.First, o.Values = sector, o.Values[i:i+1]
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
 func at(o Operation, t step) porcupine.Operation {
 	return porcupine.Operation{ClientId: o.Client, Input: t, Call: o.Call, Return: o.Return}
 }
