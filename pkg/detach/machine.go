@@ -2,6 +2,7 @@ package detach
 
 import (
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -99,7 +100,7 @@ var rules = []rule{
 	{"quarantined", func(f Facts) bool { return f.Quarantined != "" }, quarantined},
 	{"receipt not to be trusted", func(f Facts) bool { return f.ReceiptFault != "" }, badReceipt},
 	{"node not asked", func(f Facts) bool { return f.Reach == Unasked }, func(Facts) Decision { return Decision{Action: Ask} }},
-	{"node silent", func(f Facts) bool { return f.Reach == Silent && f.Lost == "" }, silent},
+	{"node silent", func(f Facts) bool { return f.Reach == Silent && f.Lost == "" && !mutant.FenceOfTheSilent }, silent},
 	{"node lost", func(f Facts) bool { return f.Reach == Silent }, lost},
 	{"barrier running", func(f Facts) bool { return f.Node.Job.Running }, finish("the barrier runs")},
 	{"no trace on the node", untraced, fenceUntraced},
@@ -207,7 +208,7 @@ func judge(b engine.Barrier, insync []engine.Evidence, confirmed int) (Outcome, 
 	if e, all := everyDurable(insync); !all {
 		return TooFew, undurableText(e)
 	}
-	if b.Replicas < 1 || confirmed < majority(b.Replicas) {
+	if b.Replicas < 1 || confirmed < majority(b.Replicas) && !(mutant.MinorityConfirms && confirmed > 0) {
 		return TooFew, tooFewText(b, confirmed)
 	}
 	return Pass, passText(b, confirmed)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -133,6 +134,9 @@ func (a *Agent) leave(id volume.ID) work {
 		state, err = a.release(ctx, &e, state)
 		if err != nil {
 			return fmt.Errorf("release %v: %w", e.Attachment, err)
+		}
+		if mutant.JournalForgets {
+			_ = a.c.Journal.Remove(id)
 		}
 		if err := a.prove(ctx, e, state, report); err != nil {
 			return err

@@ -14,6 +14,7 @@ import (
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -180,7 +181,7 @@ func (s *Session) openVoter(i int, voter quorum.Voter) (*replica, error) {
 	if err != nil {
 		return nil, err
 	}
-	if got := opened.Superblock().Incarnation; got != voter.Incarnation {
+	if got := opened.Superblock().Incarnation; got != voter.Incarnation && !mutant.ReplacedDiskVotes {
 		opened.Close()
 		return nil, fmt.Errorf("store %s holds incarnation %s, the volume admitted %s: it does not vote", dir.Path(), got, voter.Incarnation)
 	}
@@ -224,7 +225,12 @@ func (s *Session) allowed(newest quorum.Config, c OpenConfig) error {
 func (s *Session) fence() error {
 	s.epoch = quorum.NextEpoch(s.answers())
 	v := s.view.Load()
-	failed := each(v.voters(), func(r *replica) error { return r.Promise(s.epoch) }, nil)
+	failed := each(v.voters(), func(r *replica) error {
+		if mutant.AttachWithoutPromise {
+			return nil
+		}
+		return r.Promise(s.epoch)
+	}, nil)
 	for _, f := range failed {
 		s.log.Warn("replica does not promise", "volume", s.id, "epoch", s.epoch, "cause", f.err)
 		f.replica.Close()

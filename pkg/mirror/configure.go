@@ -8,6 +8,7 @@ import (
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 )
 
 // stallRetry is how often a session without a majority asks again.
@@ -40,7 +41,14 @@ func (s *Session) excludeLocked(failed failures) error {
 		return s.allFailed(failed)
 	}
 	s.setView(v.config, v.targets.Without(gone))
-	if next.Members == v.config.Members {
+	switch {
+	case next.Members == v.config.Members:
+		return nil
+	case mutant.AckBeforeRecord:
+		s.setView(next, v.targets.Without(gone))
+		return nil
+	case mutant.RestartedStillInSync:
+		s.reopen(0)
 		return nil
 	}
 	s.log.Warn("replica excluded", "volume", s.id, "epoch", s.epoch, "cause", failed.err(), "left", next.Members.Len())

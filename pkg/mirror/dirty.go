@@ -5,6 +5,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 )
 
 // markAhead is how many regions beyond one that is written in sequence are marked with it, so that a stream waits for
@@ -36,6 +37,9 @@ func (s *Session) ensureDirty(v *view, first, n int64) failures {
 // markDirty marks the batch on the stores and then in memory.
 func (s *Session) markDirty(v *view, batch []int64) failures {
 	failed := each(v.writers(), func(r *replica) error {
+		if mutant.WriteBeforeMark {
+			return nil
+		}
 		err := r.MarkDirty(batch)
 		if err != nil {
 			r.Fail(err) // it must not take a write that its map does not announce

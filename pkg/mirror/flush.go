@@ -6,6 +6,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/vfs"
 )
 
@@ -66,8 +67,16 @@ func (s *Session) flushOnce() (failures, error) {
 func (s *Session) flushView() (failures, error) {
 	v := s.view.Load()
 	taken := s.pages.takeDirty()
-	failed := writePages(v.writers(), joinPages(taken))
-	failed = append(failed, each(failed.spared(v.writers()), func(r *replica) error { return r.Sync() }, nil)...)
+	var failed failures
+	if !mutant.FlushWithoutChecksums {
+		failed = writePages(v.writers(), joinPages(taken))
+	}
+	failed = append(failed, each(failed.spared(v.writers()), func(r *replica) error {
+		if mutant.NoFlush && s.stopped || mutant.FlushSparesOne && r.index == 0 {
+			return nil
+		}
+		return r.Sync()
+	}, nil)...)
 	outcome := quorum.Acknowledgement(v.config.Members, failed.set(), failed.harmless())
 	lost := outcome == quorum.Refuse || outcome == quorum.Lost
 	s.pages.done(taken, lost)

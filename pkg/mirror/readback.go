@@ -9,6 +9,7 @@ import (
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -125,6 +126,9 @@ func (s *Session) expectedRegion(index int64) (*expectation, error) {
 // readBack compares what every member holds of the wanted blocks with what is expected, and every member's entries of
 // the whole region. Wrong entries are rewritten; wrong blocks are returned.
 func (s *Session) readBack(index int64, expected *expectation, want *blockset, meter *meter) (bad []int64, err error) {
+	if mutant.NoReadBack {
+		return nil, nil
+	}
 	images, failed := readImages(s.hash, s.view.Load().members(), index, want)
 	if len(failed) > 0 {
 		if err := s.exclude(failed); err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -158,6 +159,9 @@ func (s *Session) rebuild(ctx context.Context, r *replica, report func(engine.Pr
 	todo, err := s.behind(r)
 	if err != nil {
 		return s.dropTarget(r, err)
+	}
+	if mutant.MemberBeforeCopied {
+		todo = nil
 	}
 	meter := newMeter("rebuild", report)
 	meter.total = volume.Bytes(len(todo)) * store.RegionSize

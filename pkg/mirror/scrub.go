@@ -11,6 +11,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -53,6 +54,12 @@ func (s *Session) verifyBatch(batch []int64) error {
 		if err := decided(s.settleHeld(i*store.RegionBlocks, store.RegionBlocks)); err != nil {
 			return err
 		}
+	}
+	if mutant.CleanBeforeReadBack {
+		for _, i := range batch {
+			s.regions.get(i).written = blockset{}
+		}
+		return s.makeClean(batch)
 	}
 	if err := s.flushShared(); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"github.com/belay-storage/belay/pkg/mirror/digest"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -144,7 +145,7 @@ func (s *Session) refusal(write bool) error {
 	if err := s.broken.Load(); err != nil {
 		return *err
 	}
-	if write && s.stopped {
+	if write && s.stopped && !mutant.DetachWithoutFence {
 		return errStopped
 	}
 	return nil

@@ -11,6 +11,7 @@ var Below = map[string][]string{
 	// The vocabulary, the door to the disk and the line between processes are leaves: everything may rest on them.
 	"pkg/volume": {},
 	"pkg/locks":  {},
+	"pkg/mutant": {},
 	"pkg/vfs":    {},
 	"pkg/wire":   {},
 	// What happened, for people: everybody tells it through callbacks that cmd wires, so only who shows it knows of it.
@@ -26,16 +27,16 @@ var Below = map[string][]string{
 	"pkg/device": {"pkg/volume"},
 	// mount is what the gate's Releaser is made of, so it speaks the gate's words; the gate itself knows the interface only.
 	"pkg/mount":         {"pkg/detach", "pkg/engine", "pkg/volume"},
-	"pkg/mirror/quorum": {"pkg/volume"},
+	"pkg/mirror/quorum": {"pkg/mutant", "pkg/volume"},
 	"pkg/mirror/digest": {"pkg/mirror/quorum", "pkg/volume"},
 	"pkg/mirror/store":  {"pkg/locks", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/volume", "pkg/vfs"},
 	// host runs the processes of any engine, so it knows the contract and no engine.
-	"pkg/host": {"pkg/locks", "pkg/vfs", "pkg/device", "pkg/engine", "pkg/volume", "pkg/wire"},
-	"pkg/mirror": {"pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device", "pkg/host",
+	"pkg/host": {"pkg/mutant", "pkg/locks", "pkg/vfs", "pkg/device", "pkg/engine", "pkg/volume", "pkg/wire"},
+	"pkg/mirror": {"pkg/mutant", "pkg/mirror/store", "pkg/mirror/digest", "pkg/mirror/quorum", "pkg/engine", "pkg/device", "pkg/host",
 		"pkg/locks", "pkg/volume", "pkg/vfs", "pkg/wire"},
 
 	// The column. The gate sees engines through the contract only; the servers see the gate.
-	"pkg/detach": {"pkg/locks", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
+	"pkg/detach": {"pkg/mutant", "pkg/locks", "pkg/engine", "pkg/receipt", "pkg/volume", "pkg/vfs"},
 	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
 	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/history", "pkg/receipt", "pkg/volume", "pkg/wire"},
 

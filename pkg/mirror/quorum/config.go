@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/bits"
 
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -144,4 +145,9 @@ func (c Config) Place(v Voter) int {
 func (c Config) String() string { return fmt.Sprintf("%d.%d", c.Epoch, c.Step) }
 
 // Majority is the smallest number of n voters of which any two such groups share one.
-func Majority(n int) int { return n/2 + 1 }
+func Majority(n int) int {
+	if mutant.HalfIsMajority {
+		return max((n+1)/2, 1)
+	}
+	return n/2 + 1
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
@@ -45,6 +46,9 @@ func NextEpoch(answers []Answer) volume.Epoch {
 			e = max(e, a.Promised, a.Config.Epoch)
 		}
 	}
+	if mutant.EpochUsedTwice {
+		return max(e, 1)
+	}
 	return e + 1
 }
 
@@ -63,9 +67,12 @@ func Elect(answers []Answer, warm bool) (newest Config, sources Set, err error) 
 			continue
 		}
 		known = known.With(i)
-		if newest.Members.Has(i) && !(warm && a.Lossy) {
+		if newest.Members.Has(i) && !(warm && a.Lossy && !mutant.LossySource) {
 			usable = usable.With(i)
 		}
+	}
+	if mutant.AnySource {
+		usable = known
 	}
 	if need := Majority(len(newest.Voters)); known.Len() < need {
 		return newest, 0, fmt.Errorf("%w: %d of %d replicas answer, %d are needed", ErrNoMajority, known.Len(), len(newest.Voters), need)
@@ -197,7 +204,7 @@ func matchingCopy(copies []Copy) (best int, rule Rule, tie bool) {
 		case !c.Match():
 		case best < 0:
 			best, rule = i, ByChecksum
-		case c.Version.Newer(copies[best].Version):
+		case c.Version.Newer(copies[best].Version) != mutant.OlderCopyWins:
 			best, rule, tie = i, ByVersion, false
 		case copies[best].Version.Newer(c.Version):
 			rule = ByVersion
