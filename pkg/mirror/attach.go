@@ -50,7 +50,9 @@ type OpenConfig struct {
 	// Suspend: where the session is ended by force its requests are not answered, since the engine after it may. See Lost.
 	Suspend bool
 	// Idle is called when nobody has asked anything for a while and memory was given back to the heap. Optional.
-	Idle     func()
+	Idle func()
+	// Pages bounds how many pages of checksums stay in memory; 0: 16,384.
+	Pages    int
 	Progress func(engine.Progress) // of the recovery; may be nil
 	Log      *slog.Logger
 	Events   Events
@@ -95,6 +97,9 @@ func newSession(c OpenConfig) *Session {
 	s.mark.Boot = c.Boot
 	rand.Read(s.mark.ID[:]) //nolint:errcheck // never fails (crypto/rand documentation)
 	s.pages = newPages(s.loadPage)
+	if c.Pages > 0 {
+		s.pages.max = c.Pages
+	}
 	s.dirs, s.find = slices.Clone(c.Stores), c.Find
 	s.background.init()
 	return s

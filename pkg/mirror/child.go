@@ -35,6 +35,7 @@ type Process struct {
 	Version string
 	Log     *slog.Logger
 	Idle    func() // see OpenConfig
+	Pages   int    // see OpenConfig
 }
 
 // Program is what a process that serves volumes of this engine runs.
@@ -77,7 +78,7 @@ func (own Process) open(ctx context.Context, t host.Take, progress func(engine.P
 		Find:    func(id quorum.UUID) (*store.Dir, error) { return findHome(own.Files, o.Stores, id, installation) },
 		Holder:  holderText("engine", string(o.Node), o.Volume, t.Self),
 		Stores:  openHomes(own.Files, o.Stores, installation, own.Log),
-		Suspend: true, Idle: own.Idle,
+		Suspend: true, Idle: own.Idle, Pages: own.Pages,
 	}
 	if t.Warm {
 		c.Warm = warmOf(t)
