@@ -7,11 +7,13 @@ SHELL       := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(shell id -u)
-FUZZ    ?= 5s
+TIME    ?= 5s
 N       ?= 200
 REPORT  := $(CURDIR)/out/pauses.txt
 UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/...
 export CGO_ENABLED := 0
+# Where tests add their figures: fuzz.txt, histories.txt.
+export BELAY_REPORT_DIR ?= $(CURDIR)/out
 
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -26,7 +28,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: FUZZ=5s (time for each fuzz target), N=200 (kills of crash and soak, devices of histories), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -51,13 +53,13 @@ unit: ## go vet and the tests that need neither root, cluster nor network
 test: ## all tests: unit, and as root the CSI conformance suite and the short kill tests
 ifeq ($(ROOT),0)
 	$(MAKE) deps
-	$(MAKE) unit build
+	$(MAKE) unit fuzz-short build
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
-	@mkdir -p out; rm -f $(REPORT)
+	@mkdir -p out; rm -f $(REPORT) $(BELAY_REPORT_DIR)/histories.txt
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash/...
 	@cat $(REPORT)
 else
-	$(MAKE) unit
+	$(MAKE) unit fuzz-short
 	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
 endif
 
@@ -74,8 +76,8 @@ soak: deps build ## engines killed, upgraded and stopped under load, each N time
 
 .PHONY: histories
 histories: deps build ## N devices used by several clients, upgraded, killed and lost; every answer is checked by porcupine (root)
-	@mkdir -p out
-	BELAY_BIN=$(CURDIR)/bin/belay BELAY_HISTORIES=$(N) BELAY_REPORT_DIR=$(CURDIR)/out go test -count=1 -timeout 24h -v \
+	@mkdir -p $(BELAY_REPORT_DIR)
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_HISTORIES=$(N) go test -count=1 -timeout 24h -v \
 	  -run '^TestHistories' ./tests/crash
 
 .PHONY: demo
@@ -93,12 +95,14 @@ bench-detach: deps build ## barrier time by what was written and by size of the 
 	go run ./tests/bench detach $(ARGS)
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZ each
-	@for package in $$(go list ./pkg/...); do \
-	  for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
-	    echo "$$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZ) $$package; \
-	  done; \
-	done
+fuzz: ## every fuzz target for TIME each (TIME=60s); what is interesting is kept for the next time
+	@mkdir -p $(BELAY_REPORT_DIR)
+	go run ./tests/fuzz -time $(TIME) -cache "$$(go env GOCACHE)/fuzz"
+
+.PHONY: fuzz-short
+fuzz-short:
+	@mkdir -p $(BELAY_REPORT_DIR); rm -f $(BELAY_REPORT_DIR)/fuzz.txt
+	go run ./tests/fuzz -time 1s
 
 .PHONY: lint
 lint: ## go vet, gofmt, the house rules, and golangci-lint where it can be had

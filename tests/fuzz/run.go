@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// runner builds and runs targets.
+type runner struct {
+	time    time.Duration
+	workers int
+	cache   string
+	dir     string // for what is built
+}
+
+// outcome is how a target did.
+type outcome struct {
+	name        string
+	execs       int
+	interesting int // inputs that reached something new
+	took        time.Duration
+	failed      string // what it said; empty where nothing was found
+}
+
+// run returns the outcomes of all targets, by name. Each package is built once, and its targets run as soon as it is.
+func (r runner) run(ctx context.Context, packages []fuzzed) (out []outcome) {
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	turn := make(chan struct{}, r.workers)
+	take := func(do func() []outcome) {
+		turn <- struct{}{}
+		defer func() { <-turn }()
+		done := do()
+		mu.Lock()
+		defer mu.Unlock()
+		out = append(out, done...)
+	}
+	for _, p := range packages {
+		all.Go(func() {
+			var program string
+			take(func() (failed []outcome) { program, failed = r.build(ctx, p); return failed })
+			if program == "" {
+				return
+			}
+			for _, t := range p.targets {
+				all.Go(func() { take(func() []outcome { return []outcome{r.fuzz(ctx, p, program, t)} }) })
+			}
+		})
+	}
+	all.Wait()
+	slices.SortFunc(out, func(a, b outcome) int { return cmp.Compare(a.name, b.name) })
+	return out
+}
+
+// build makes the instrumented test program of the package; that it cannot be made is the outcome of all its targets.
+func (r runner) build(ctx context.Context, p fuzzed) (program string, failed []outcome) {
+	program = filepath.Join(r.dir, strings.ReplaceAll(p.path, "/", "-")+".test")
+	text, err := exec.CommandContext(ctx, "go", "test", "-c", "-fuzz=^Fuzz", "-o", program, p.path).CombinedOutput()
+	if err == nil {
+		return program, nil
+	}
+	for _, t := range p.targets {
+		failed = append(failed, outcome{name: name(p, t), failed: fmt.Sprintf("build: %v: %s", err, text)})
+	}
+	return "", failed
+}
+
+func name(p fuzzed, target string) string {
+	_, short, _ := strings.Cut(p.path, "/belay/")
+	return short + "." + target
+}
+
+// minimizes is how long a run must be before time is spent on making small what was found.
+const minimizes = 10 * time.Second
+
+// fuzz runs one target.
+func (r runner) fuzz(ctx context.Context, p fuzzed, program, target string) outcome {
+	began, o, small := time.Now(), outcome{name: name(p, target)}, time.Duration(0)
+	if r.time >= minimizes {
+		small = minimizes
+	}
+	cmd := exec.CommandContext(ctx, program, "-test.run=^$", "-test.fuzz=^"+target+"$", "-test.fuzztime="+r.time.String(),
+		"-test.fuzzminimizetime="+small.String(), "-test.parallel=1", "-test.fuzzcachedir="+filepath.Join(r.cache, p.path))
+	cmd.Dir = p.dir
+	var text bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &text, &text
+	err := cmd.Run()
+	o.took, o.execs, o.interesting = time.Since(began), last(execs, text.String()), last(interesting, text.String())
+	switch {
+	case err != nil:
+		o.failed = fmt.Sprintf("%v\n%s", err, text.String())
+	case o.execs == 0:
+		o.failed = "it ran nothing:\n" + text.String()
+	}
+	return o
+}
+
+var (
+	execs       = regexp.MustCompile(`execs: (\d+)`)
+	interesting = regexp.MustCompile(`new interesting: (\d+)`)
+)
+
+// last is the number that was said last.
+func last(what *regexp.Regexp, text string) int {
+	all := what.FindAllStringSubmatch(text, -1)
+	if len(all) == 0 {
+		return 0
+	}
+	n, _ := strconv.Atoi(all[len(all)-1][1]) // digits
+	return n
+}
