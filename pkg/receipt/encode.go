@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -47,11 +48,12 @@ func parse(raw []byte) (Receipt, sealed, error) {
 	}
 	var s sealed
 	var r Receipt
-	if err := strict(raw, &s); err != nil {
-		return Receipt{}, sealed{}, err
+	err := strict(raw, &s)
+	if err == nil {
+		err = strict(s.Body, &r)
 	}
-	if err := strict(s.Body, &r); err != nil {
-		return Receipt{}, sealed{}, err
+	if err != nil {
+		return Receipt{}, sealed{}, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	if err := r.check(); err != nil {
 		return Receipt{}, sealed{}, fmt.Errorf("%w: %w", ErrMalformed, err)
@@ -62,14 +64,15 @@ func parse(raw []byte) (Receipt, sealed, error) {
 	return r, s, nil
 }
 
+// strict decodes one value of known fields, and nothing after it.
 func strict(raw []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return fmt.Errorf("%w: %w", ErrMalformed, err)
+		return err
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("%w: something follows it", ErrMalformed)
+		return errors.New("something follows it")
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package receipt
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +12,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -20,8 +20,8 @@ import (
 
 // Files of a keyring.
 //
-//	DIR/signing.json          {"version":1,"seed":HEX}      the key that signs; secret
-//	DIR/public/KEYID.json     {"version":1,"public":HEX}    every key whose receipts are believed
+//	DIR/signing.json          {"version":1,"seed":HEX,"public":HEX}   the key that signs; secret. Without "public" in older files
+//	DIR/public/KEYID.json     {"version":1,"public":HEX}              every key whose receipts are believed
 const (
 	signingFile  = "signing.json"
 	publicDir    = "public"
@@ -67,16 +67,32 @@ func OpenKeyring(fsys vfs.FS, dir string) (*Keyring, error) {
 	if err := k.loadPublic(); err != nil {
 		return nil, err
 	}
-	seed, err := k.read(signingFile, ed25519.SeedSize, func(f keyFile) []byte { return f.Seed })
+	err := k.loadSigning()
 	if errors.Is(err, fs.ErrNotExist) {
 		return k, k.Rotate()
 	}
 	if err != nil {
 		return nil, err
 	}
-	k.signing = ed25519.NewKeyFromSeed(seed)
 	// The public half is written first, so it is missing only where somebody took it away.
 	return k, k.Trust(k.signing.Public().(ed25519.PublicKey))
+}
+
+// loadSigning has any 32 bytes for a seed: that they are the ones which were written, the public half tells.
+func (k *Keyring) loadSigning() error {
+	f, err := k.read(signingFile)
+	switch {
+	case err != nil:
+		return err
+	case len(f.Seed) != ed25519.SeedSize:
+		return k.damaged(signingFile, "a seed of %d bytes", len(f.Seed))
+	}
+	private := ed25519.NewKeyFromSeed(f.Seed)
+	if public := private.Public().(ed25519.PublicKey); len(f.Public) > 0 && !public.Equal(ed25519.PublicKey(f.Public)) {
+		return k.damaged(signingFile, "the seed is that of key %s, the public half of %s", KeyID(public), KeyID(ed25519.PublicKey(f.Public)))
+	}
+	k.signing = private
+	return nil
 }
 
 func (k *Keyring) makeDirs() error {
@@ -111,34 +127,39 @@ func (k *Keyring) loadPublic() error {
 
 func (k *Keyring) loadOne(id string) error {
 	name := path.Join(publicDir, id+fileSuffix)
-	public, err := k.read(name, ed25519.PublicKeySize, func(f keyFile) []byte { return f.Public })
-	if err != nil {
+	f, err := k.read(name)
+	switch {
+	case err != nil:
 		return err
+	case len(f.Public) != ed25519.PublicKeySize:
+		return k.damaged(name, "a public key of %d bytes", len(f.Public))
+	case KeyID(ed25519.PublicKey(f.Public)) != id:
+		return k.damaged(name, "holds key %s", KeyID(ed25519.PublicKey(f.Public)))
 	}
-	if KeyID(public) != id {
-		return fmt.Errorf("%w %s: holds key %s", ErrKeyFile, path.Join(k.dir, name), KeyID(public))
-	}
-	k.public[id] = public
+	k.public[id] = ed25519.PublicKey(f.Public)
 	return nil
 }
 
-// read returns the bytes that pick finds in the file. fs.ErrNotExist where there is none.
-func (k *Keyring) read(name string, want int, pick func(keyFile) []byte) ([]byte, error) {
-	full := path.Join(k.dir, name)
-	raw, err := vfs.ReadFile(k.fsys, full, keyFileMax)
+// read returns what the file says. fs.ErrNotExist where there is none.
+func (k *Keyring) read(name string) (f keyFile, err error) {
+	raw, err := vfs.ReadFile(k.fsys, path.Join(k.dir, name), keyFileMax)
+	if errors.Is(err, syscall.EFBIG) {
+		return f, k.damaged(name, "%w", err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("keyring: %w", err)
+		return f, fmt.Errorf("keyring: %w", err)
 	}
-	var f keyFile
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrKeyFile, full, err)
+	if err := strict(raw, &f); err != nil {
+		return f, k.damaged(name, "%w", err)
 	}
-	if f.Version != keyFormat || len(pick(f)) != want {
-		return nil, fmt.Errorf("%w %s: version %d, %d bytes of key", ErrKeyFile, full, f.Version, len(pick(f)))
+	if f.Version != keyFormat {
+		return f, k.damaged(name, "version %d", f.Version)
 	}
-	return pick(f), nil
+	return f, nil
+}
+
+func (k *Keyring) damaged(name, format string, args ...any) error {
+	return fmt.Errorf("%w %s: %w", ErrKeyFile, path.Join(k.dir, name), fmt.Errorf(format, args...))
 }
 
 func (k *Keyring) write(name string, f keyFile) error {
@@ -162,7 +183,7 @@ func (k *Keyring) Rotate() error {
 	if err := k.Trust(public); err != nil {
 		return err
 	}
-	if err := k.write(signingFile, keyFile{Version: keyFormat, Seed: private.Seed()}); err != nil {
+	if err := k.write(signingFile, keyFile{Version: keyFormat, Seed: private.Seed(), Public: engine.HexBytes(public)}); err != nil {
 		return err
 	}
 	k.mu.Lock()
