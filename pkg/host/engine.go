@@ -152,7 +152,11 @@ const orphanFor = 10 * time.Second
 // minded ends a process whose host died before it was ever given the device, and that no other host has found.
 func (r *runner) minded() {
 	io.Copy(io.Discard, r.In) //nolint:errcheck // its end is what matters, not its cause
-	time.Sleep(orphanFor)
+	select {
+	case <-time.After(orphanFor):
+	case <-r.over:
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.taken {
