@@ -299,16 +299,6 @@ func TestUnescape(t *testing.T) {
 	}
 }
 
-func FuzzUnescape(f *testing.F) {
-	f.Add(`/a\040b`)
-	f.Add(`\`)
-	f.Fuzz(func(t *testing.T, s string) {
-		if got := unescape(s); len(got) > len(s) {
-			t.Errorf("%q grew to %q", s, got)
-		}
-	})
-}
-
 func TestSuperblockFaults(t *testing.T) {
 	ext4 := func(state uint16, incompat, errors uint32) []byte {
 		sb := make([]byte, superSize)

@@ -253,7 +253,8 @@ func (p *probe) mapped(proc string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
+	s := bufio.NewScanner(f)
+	for s.Scan() {
 		field := strings.Fields(s.Text())
 		if len(field) < 6 {
 			continue
@@ -263,7 +264,7 @@ func (p *probe) mapped(proc string) (string, error) {
 			return "mapped " + field[5], nil
 		}
 	}
-	return "", nil
+	return "", s.Err()
 }
 
 // claim opens the device exclusively, which the kernel refuses while a filesystem, swap or another device claims it.

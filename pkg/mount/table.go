@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-	k8smount "k8s.io/mount-utils"
 )
 
 // Entry is one mount as the kernel lists it.
@@ -99,17 +98,13 @@ func kernelName(dev blockDevice) string {
 
 // mountTable lists the mounts in the namespace of the process, in the order in which they cover each other.
 func mountTable(pid string) ([]Entry, error) {
-	infos, err := k8smount.ParseMountInfo(filepath.Join("/proc", pid, "mountinfo"))
+	text, err := os.ReadFile(filepath.Join("/proc", pid, "mountinfo"))
 	if err != nil {
 		return nil, fmt.Errorf("list the mounts of process %s: %w", pid, err)
 	}
-	entries := make([]Entry, 0, len(infos))
-	for _, i := range infos {
-		entries = append(entries, Entry{
-			Path: unescape(i.MountPoint), FSType: i.FsType, Source: unescape(i.Source), Root: unescape(i.Root),
-			Options: i.MountOptions, SuperOptions: i.SuperOptions, id: uint64(i.ID),
-			device: blockDevice{major: uint32(i.Major), minor: uint32(i.Minor)},
-		})
+	entries, err := parseTable(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("list the mounts of process %s: %w", pid, err)
 	}
 	return entries, nil
 }
