@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -239,5 +240,6 @@ func (e Entry) checkStaging() error {
 }
 
 func goodPath(p string) bool {
-	return path.IsAbs(p) && len(p) <= pathMax && !strings.ContainsRune(p, 0)
+	// What is no text would be written as something else.
+	return path.IsAbs(p) && len(p) <= pathMax && utf8.ValidString(p) && !strings.ContainsRune(p, 0)
 }

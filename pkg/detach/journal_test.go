@@ -185,25 +185,3 @@ func TestJournalOnTheRealDisk(t *testing.T) {
 		t.Errorf("the rest of an interrupted write: %v", err)
 	}
 }
-
-func FuzzJournalEntry(f *testing.F) {
-	raw, err := encodeEntry(full())
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(raw)
-	f.Add([]byte(`{"version":1,"crc32c":0,"entry":{}}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		e, err := decodeEntry(raw)
-		if err != nil {
-			return
-		}
-		again, err := encodeEntry(e)
-		if err != nil {
-			t.Fatalf("decoded %+v, which cannot be encoded: %v", e, err)
-		}
-		if e2, err := decodeEntry(again); err != nil || !reflect.DeepEqual(e, e2) {
-			t.Fatalf("%+v, again %+v, %v", e, e2, err)
-		}
-	})
-}

@@ -560,32 +560,6 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-func FuzzDecode(f *testing.F) {
-	good, err := encode(History{Volume: vol, Dropped: 3, Entries: []Entry{entry(1).clean(time.Now()), entry(2).clean(time.Now())}})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(good)
-	f.Add(good[:len(good)-5])
-	f.Add([]byte("00000000 {}\n\n\n"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		h, err := decode(vol, raw)
-		if err != nil {
-			return
-		}
-		if h.Damaged > len(raw) || h.Damaged == 0 && len(raw) > 0 && len(h.Entries) > len(raw)/crcLen {
-			t.Errorf("%d bytes: %d damaged, %d entries", len(raw), h.Damaged, len(h.Entries))
-		}
-		again, err := encode(h)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if back, err := decode(vol, again); err != nil || back.Damaged != 0 || len(back.Entries) != len(h.Entries) {
-			t.Errorf("what was read does not read again: %+v, %v", back, err)
-		}
-	})
-}
-
 // logBuffer is a log that a test can look at.
 type logBuffer struct {
 	mu sync.Mutex

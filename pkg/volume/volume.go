@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // ErrInvalid is wrapped by every error that says a name or size cannot be used.
@@ -64,13 +65,15 @@ func IDForName(name string) (ID, error) {
 	return ID(head + "-" + tail), nil
 }
 
-// ParseNodeID returns s as a NodeID, or ErrInvalid where it is empty, too long or holds control characters.
+// ParseNodeID returns s as a NodeID, or ErrInvalid where it is empty, too long, no UTF-8 or holds control characters.
 func ParseNodeID(s string) (NodeID, error) {
 	switch {
 	case s == "":
 		return "", fmt.Errorf("%w node ID: missing", ErrInvalid)
 	case len(s) > NodeMax:
 		return "", fmt.Errorf("%w node ID %q: %d bytes, at most %d", ErrInvalid, clip(s), len(s), NodeMax)
+	case !utf8.ValidString(s): // it would be written and sent as something else
+		return "", fmt.Errorf("%w node ID %q: no UTF-8", ErrInvalid, clip(s))
 	case strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return "", fmt.Errorf("%w node ID %q: control characters", ErrInvalid, clip(s))
 	}

@@ -56,21 +56,6 @@ func TestParseNodeID(t *testing.T) {
 	}
 }
 
-func FuzzIDs(f *testing.F) {
-	f.Add("pvc-1")
-	f.Add("../..")
-	f.Fuzz(func(t *testing.T, s string) {
-		if id, err := ParseID(s); err == nil && strings.ContainsAny(string(id), "/.\x00 ") {
-			t.Errorf("%q was taken", s)
-		}
-		if id, err := IDForName(s); err == nil {
-			if _, err := ParseID(string(id)); err != nil {
-				t.Errorf("%q gives %q: %v", s, id, err)
-			}
-		}
-	})
-}
-
 func TestBytesText(t *testing.T) {
 	for b, want := range map[Bytes]string{0: "0 B", 512: "512 B", KiB: "1 KiB", 3 * MiB / 2: "1.5 MiB", GiB: "1 GiB", 5 * TiB: "5 TiB", -GiB: "-1 GiB"} {
 		if got := b.String(); got != want {

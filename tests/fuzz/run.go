@@ -80,17 +80,11 @@ func name(p fuzzed, target string) string {
 	return short + "." + target
 }
 
-// minimizes is how long a run must be before time is spent on making small what was found.
-const minimizes = 10 * time.Second
-
-// fuzz runs one target.
+// fuzz runs one target. What is only interesting is made small for a moment at most: that can take all of the time.
 func (r runner) fuzz(ctx context.Context, p fuzzed, program, target string) outcome {
-	began, o, small := time.Now(), outcome{name: name(p, target)}, time.Duration(0)
-	if r.time >= minimizes {
-		small = minimizes
-	}
+	began, o := time.Now(), outcome{name: name(p, target)}
 	cmd := exec.CommandContext(ctx, program, "-test.run=^$", "-test.fuzz=^"+target+"$", "-test.fuzztime="+r.time.String(),
-		"-test.fuzzminimizetime="+small.String(), "-test.parallel=1", "-test.fuzzcachedir="+filepath.Join(r.cache, p.path))
+		"-test.fuzzminimizetime="+(r.time/100).Truncate(100*time.Millisecond).String(), "-test.parallel=1", "-test.fuzzcachedir="+filepath.Join(r.cache, p.path))
 	cmd.Dir = p.dir
 	var text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &text, &text
