@@ -9,10 +9,12 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 ROOT    := $(shell id -u)
 TIME    ?= 5s
 N       ?= 200
+STATES  ?= 200000
+SEED    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
 UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/...
 export CGO_ENABLED := 0
-# Where tests add their figures: fuzz.txt, histories.txt.
+# Where tests add their figures: explorer.txt, fuzz.txt, histories.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
 
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
@@ -28,7 +30,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), STATES=200000 and SEED=1 (explore), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -48,6 +50,7 @@ deps: ## install the Debian packages that tests and demo call (root, and only wh
 unit: ## go vet and the tests that need neither root, cluster nor network
 	go vet ./...
 	go test $(UNIT)
+	go test -count=1 -short ./tests/crash/explorer
 
 .PHONY: test
 test: ## all tests: unit, and as root the CSI conformance suite and the short kill tests
@@ -56,7 +59,7 @@ ifeq ($(ROOT),0)
 	$(MAKE) unit fuzz-short build
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
 	@mkdir -p out; rm -f $(REPORT) $(BELAY_REPORT_DIR)/histories.txt
-	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash/...
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash
 	@cat $(REPORT)
 else
 	$(MAKE) unit fuzz-short
@@ -65,13 +68,13 @@ endif
 
 .PHONY: crash
 crash: deps build ## the kill tests in full: N kills under load, and in proportion during every call (root)
-	BELAY_BIN=$(CURDIR)/bin/belay BELAY_KILLS=$(N) go test -count=1 -timeout 180m -v ./tests/crash/...
+	BELAY_BIN=$(CURDIR)/bin/belay BELAY_KILLS=$(N) go test -count=1 -timeout 180m -v ./tests/crash
 
 .PHONY: soak
 soak: deps build ## engines killed, upgraded and stopped under load, each N times; how long the guest waited (root)
 	@mkdir -p out; rm -f $(REPORT)
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_SOAK=$(N) BELAY_REPORT=$(REPORT) go test -count=1 -timeout 24h -v \
-	  -run '^(TestSoak|TestStoppedEngine|TestUpgradeToABad|TestEngineCrashDuringLiveUpgrade)' ./tests/crash/...
+	  -run '^(TestSoak|TestStoppedEngine|TestUpgradeToABad|TestEngineCrashDuringLiveUpgrade)' ./tests/crash
 	@cat $(REPORT)
 
 .PHONY: histories
@@ -79,6 +82,12 @@ histories: deps build ## N devices used by several clients, upgraded, killed and
 	@mkdir -p $(BELAY_REPORT_DIR)
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_HISTORIES=$(N) go test -count=1 -timeout 24h -v \
 	  -run '^TestHistories' ./tests/crash
+
+.PHONY: explore
+explore: ## STATES crash states of every scenario, and every call of the file system failed in turn; no root needed
+	@mkdir -p $(BELAY_REPORT_DIR)
+	go test -count=1 -timeout 24h -v -run '^Test(Explore|Fail)' ./tests/crash/explorer -explore.states=$(STATES) -explore.seed=$(SEED) \
+	  | grep -v '^=== \|^ *--- PASS'
 
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)
