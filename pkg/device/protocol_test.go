@@ -111,35 +111,3 @@ func TestInit(t *testing.T) {
 		t.Errorf("GETATTR taken for INIT: %v", err)
 	}
 }
-
-func FuzzDecode(f *testing.F) {
-	f.Add(header(opGetattr, 1))
-	f.Add(ioRequest(opWrite, 1, 4096, 512, make([]byte, 512)))
-	f.Add(ioRequest(opRead, 1, 4096, 512, nil))
-	f.Add(fallocRequest(1, 0, 4096, fallocZeroRange))
-	f.Add(setattrRequest(1, setattrSize, 1))
-	f.Add(header(opInit, 1, make([]byte, initInSize)...))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if m, err := decode(b); err == nil {
-			checkMessage(t, b, m)
-		}
-		if _, err := decodeInit(b); err == nil && order.Uint32(b[4:]) != opInit {
-			t.Error("decodeInit took another opcode")
-		}
-	})
-}
-
-func checkMessage(t *testing.T, b []byte, m message) {
-	switch m.opcode {
-	case opRead, opWrite, opFallocate:
-		if m.offset < 0 || m.length <= 0 || m.offset+m.length < 0 {
-			t.Errorf("range %d+%d", m.offset, m.length)
-		}
-	}
-	if m.opcode == opRead && m.length > maxWrite {
-		t.Errorf("READ of %d", m.length)
-	}
-	if m.opcode == opWrite && (int64(len(m.data)) != m.length || len(b) != writeFront+len(m.data)) {
-		t.Errorf("WRITE of %d with %d bytes in %d", m.length, len(m.data), len(b))
-	}
-}

@@ -432,25 +432,3 @@ func read(r io.Reader, codes codebook, progress func(json.RawMessage) error) (js
 	}
 	return a.result, a.err
 }
-
-func FuzzReadStream(f *testing.F) {
-	f.Add([]byte("{\"progress\":{\"Done\":1}}\n{\"result\":null}\n"))
-	f.Add([]byte("{\"error\":{\"codes\":[\"gone\",\"new\"],\"message\":\"m\"}}\n"))
-	f.Add([]byte("{\"progress\":1}"))
-	f.Add([]byte("{\"result\":1,\"error\":{}}\n"))
-	f.Add([]byte("\n\n{}\nnull\n"))
-	f.Fuzz(func(t *testing.T, in []byte) {
-		got, err := read(strings.NewReader(string(in)), newCodebook(codes), func(p json.RawMessage) error {
-			if !json.Valid(p) {
-				t.Errorf("progress %q", p)
-			}
-			return nil
-		})
-		if err == nil && !json.Valid(got) {
-			t.Errorf("result %q", got)
-		}
-		if err == nil && got == nil {
-			t.Error("neither result nor error")
-		}
-	})
-}
