@@ -1,0 +1,220 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// saboteur is who makes things go wrong, until the run heals.
+type saboteur struct {
+	w *world
+	r *rand.Rand
+}
+
+// run draws a fault again and again until the run heals, and then takes all of them back.
+func (s *saboteur) run(end <-chan struct{}) {
+	horizon := time.After(s.w.plan.horizon)
+	for {
+		select {
+		case <-horizon:
+			s.heal()
+			return
+		case <-end:
+			s.heal()
+			return
+		case <-time.After(between(s.r, 10*time.Millisecond, 2*s.w.plan.every)):
+		}
+		if len(s.w.plan.faults) == 0 {
+			continue
+		}
+		f := pick(s.r, s.w.plan.faults)
+		s.w.trace.add(func() string { return "fault: " + string(f) })
+		s.do(f)
+		s.w.check()
+	}
+}
+
+// do makes one thing go wrong.
+func (s *saboteur) do(f fault) {
+	switch f {
+	case engineKilled, engineKilledAt, engineStopped, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut:
+		s.death(f)
+	case upgradeGood, upgradeBad:
+		s.w.upgrade(s.r, f)
+	case nodeSilent, nodeLost:
+		s.node(f)
+	case detachForgotten, detachInUse: // the orchestrator's
+	default:
+		s.disk(f)
+	}
+}
+
+// death ends processes, at once or between two of their calls.
+func (s *saboteur) death(f fault) {
+	m := s.w.programs
+	soon := 1 + s.r.IntN(40)
+	switch f {
+	case engineKilled:
+		m.killEngine(s.r)
+	case engineKilledAt:
+		m.fuseEngine(s.r, soon)
+	case engineStopped:
+		m.stopEngine(s.r, between(s.r, 10*time.Millisecond, 10*time.Second))
+	case hostKilled:
+		s.w.excuse()
+		m.killHost()
+	case hostKilledAt:
+		s.w.excuse()
+		m.fuseHost(soon % 12)
+	case serverKilled:
+		m.killServer()
+	case serverKilledAt:
+		m.fuseServer(soon)
+	case bothKilled:
+		s.w.excuse()
+		m.killHost()
+		m.killEngine(s.r)
+	case powerCut:
+		if s.w.plan.boots == 0 {
+			return
+		}
+		s.w.plan.boots--
+		s.w.cutPower()
+	}
+	s.w.count(f)
+}
+
+// node has the node not answer the gate for a while, or be believed lost.
+func (s *saboteur) node(f fault) {
+	s.w.count(f)
+	s.w.silence(f == nodeLost)
+	s.w.background.Go(func() {
+		time.Sleep(between(s.r2(), time.Second, 2*time.Minute))
+		s.w.speak()
+	})
+}
+
+// r2 is a generator for what goes on beside.
+func (s *saboteur) r2() *rand.Rand { return s.w.dice.stream("beside") }
+
+// disk has a store fail. With one exception a majority of the stores goes on working at any time: what happens without is that everything
+// waits, which is met as well, a little less often.
+func (s *saboteur) disk(f fault) {
+	d := pick(s.r, s.w.disks)
+	if s.w.broken() >= len(s.w.disks)/2 && s.r.IntN(3) > 0 {
+		d = s.w.brokenOne(d) // it goes on with one that is broken already, or mends it
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch f {
+	case lostWrite, misdirected, tornWrite:
+		return // each write of the liar draws for itself
+	case bitRot:
+		s.rot()
+		return
+	case writeError:
+		d.once[vfs.OpWrite] = syscall.EIO
+	case syncError:
+		d.once[vfs.OpDatasync] = syscall.EIO
+	case readError:
+		d.once[vfs.OpRead] = syscall.EIO
+	case diskFull:
+		s.fill(d)
+	case diskSick:
+		d.sick = !d.sick
+	case diskAway:
+		d.away = !d.away
+	case diskSlow:
+		d.slow = pick(s.r, []int{0, 10, 100})
+	case diskReplaced, diskStale:
+		s.replace(d)
+	}
+	s.w.count(f)
+}
+
+// fill has the disk take nothing more, or makes room again.
+func (s *saboteur) fill(d *disk) {
+	d.full = !d.full
+	if d.full {
+		d.mem.SetCapacity(0)
+	} else {
+		d.mem.SetCapacity(1 << 40)
+	}
+}
+
+// replace puts an empty disk in the place of one, or the one that was there back.
+func (s *saboteur) replace(d *disk) {
+	if d.before != nil {
+		d.mem, d.before = d.before, nil
+		return
+	}
+	d.before, d.mem = d.mem, newStoreDisk(d.name)
+}
+
+// rot alters a byte of a block of the liar's that nobody writes now.
+func (s *saboteur) rot() {
+	if s.w.plan.liar < 0 {
+		return
+	}
+	d := s.w.disks[s.w.plan.liar]
+	block, ok := s.w.guest.settledBlock(s.r)
+	if !ok {
+		return
+	}
+	name := d.name + "/volumes/" + string(volumeID) + "/data"
+	at := block/regionBlocks*(frameBytes) + entriesBytes + block%regionBlocks*blockBytes
+	p := d.mem.Process()
+	f, err := p.Open(name, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	raw := make([]byte, blockBytes)
+	if f.ReadAt(raw, at) != nil {
+		return
+	}
+	raw[s.r.IntN(len(raw))] ^= 1 << s.r.IntN(8)
+	if f.WriteAt(raw, at) == nil && f.Datasync() == nil {
+		s.w.count(bitRot)
+	}
+}
+
+// heal takes back what has gone wrong and can be taken back.
+func (s *saboteur) heal() {
+	for _, d := range s.w.disks {
+		d.mu.Lock()
+		d.away, d.sick, d.slow = false, false, 0
+		clear(d.once)
+		clear(d.lies)
+		if d.before != nil {
+			s.replace(d)
+		}
+		if d.full {
+			s.fill(d)
+		}
+		d.mu.Unlock()
+	}
+	s.w.speak()
+	s.w.heals(true)
+}
+
+// settledBlock returns a block of which the newest content is stable and that nobody writes now.
+func (g *guest) settledBlock(r *rand.Rand) (int64, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []int64
+	for i, b := range g.blocks {
+		if !slices.ContainsFunc(b[:], func(s sector) bool { return len(s.since) > 0 || s.split }) {
+			all = append(all, i)
+		}
+	}
+	if len(all) == 0 {
+		return 0, false
+	}
+	slices.Sort(all)
+	return pick(r, all), true
+}
