@@ -76,20 +76,26 @@ func (h *Host) on(ctx context.Context, id volume.ID, urgent bool, f func(*held, 
 	return d.do(ctx, urgent, func(ctx context.Context) error { return f(d, ctx) })
 }
 
+// upgrade goes on when the caller hangs up: nothing but the channel is shared with the volume's goroutine, which also opens the program, so
+// that it is not left open where its turn never comes.
 func (h *Host) upgrade(ctx context.Context, u upgrading, report func(engine.Progress)) (out Upgrade, err error) {
-	program, err := h.machine.Open(u.Program)
-	if err != nil {
-		return out, fmt.Errorf("%w: program: %w", engine.ErrInvalid, err)
-	}
-	kept := false
+	upgraded := make(chan Upgrade, 1)
 	err = h.on(ctx, u.Volume, false, func(d *held, ctx context.Context) error {
-		out, err = d.upgrade(ctx, program, report)
-		kept = d.program == program
-		if !kept {
+		program, err := h.machine.Open(u.Program)
+		if err != nil {
+			return fmt.Errorf("%w: program: %w", engine.ErrInvalid, err)
+		}
+		out, err := d.upgrade(ctx, program, report)
+		upgraded <- out
+		if d.program != program {
 			program.Close()
 		}
 		return err
 	})
+	select {
+	case out = <-upgraded:
+	default: // not done, or not even begun
+	}
 	return out, err
 }
 

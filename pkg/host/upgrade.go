@@ -112,18 +112,19 @@ func (d *held) swap(ctx context.Context, old, next *process, hangs bool) error {
 
 // probation watches the new engine while the old one stands by.
 func (d *held) probation(ctx context.Context, next *process) error {
-	end := time.After(probationFor)
+	began := time.Now()
 	tick := time.NewTicker(probationEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case <-end:
-			return nil
 		case <-ctx.Done():
 			return nil // it serves, and something urgent is to be done: it has to do
 		case <-next.ended:
 			return errors.New(next.obituary())
-		case <-tick.C:
+		case <-tick.C: // also the end, so that no two timers are due at once
+			if time.Since(began) >= probationFor {
+				return nil
+			}
 			is, err := next.pulse(ctx)
 			switch {
 			case ctx.Err() != nil:
