@@ -36,6 +36,16 @@ func (g *Guest) Close() {
 	g.dev.opens--
 }
 
+// Dead says that the device answers nothing but errors any more.
+func (g *Guest) Dead() bool {
+	g.dev.machine.mu.Lock()
+	defer g.dev.machine.mu.Unlock()
+	return g.dev.over != nil
+}
+
+// Used says that the device is open.
+func (g *Guest) Used() bool { return !g.closed.Load() }
+
 // Size is the device's, as the kernel knows it.
 func (g *Guest) Size() int64 {
 	g.dev.machine.mu.Lock()

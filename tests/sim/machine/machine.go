@@ -22,9 +22,9 @@ type Config struct {
 	Files func(p *Process) vfs.FS
 	// Takes is how long a call takes that is not the disk's. key names the call and is never the same again. nil: drawn from the seed.
 	Takes func(key string) time.Duration
-	// Trace hears what happens, in order.
+	// Trace hears what happens, one thing after the other. It must not call the Machine.
 	Trace func(text string)
-	// Violation hears of what no correct host does, such as two servers of one device.
+	// Violation hears of what no correct host does, such as two servers of one device. It must not call the Machine.
 	Violation func(text string)
 	// WithoutResend: a kernel that cannot send the requests of a dead server again.
 	WithoutResend bool
@@ -76,7 +76,7 @@ func (m *Machine) ownDisk(p *Process) vfs.FS {
 	return mine
 }
 
-// trace tells what happens. The caller may hold mu: what is told is told in the order in which it happened.
+// trace tells what happens. The caller holds mu, so that what is told is told in the order in which it happened.
 func (m *Machine) trace(format string, args ...any) {
 	if m.config.Trace != nil {
 		m.config.Trace(fmt.Sprintf("%v ", time.Since(m.started)) + fmt.Sprintf(format, args...))

@@ -226,9 +226,9 @@ func TestEngineStopped(t *testing.T) {
 		g, e := r.attach(), r.engine()
 		e.Stop()
 		time.Sleep(time.Second)
-		before := g.rounds
+		before, _ := g.count()
 		time.Sleep(10 * time.Second)
-		if g.rounds != before {
+		if now, _ := g.count(); now != before {
 			t.Error("a stopped engine answers")
 		}
 		e.Continue()
@@ -258,8 +258,8 @@ func TestHostStopped(t *testing.T) {
 		r.host.Stop()
 		r.m.Find(r.engines()[0].id.PID).Kill()
 		time.Sleep(time.Minute)
-		if g.err != nil {
-			t.Fatal(g.err)
+		if _, err := g.count(); err != nil {
+			t.Fatal(err)
 		}
 		r.host.Continue()
 		r.served(g, "old")
@@ -359,9 +359,9 @@ func story(_ *testing.T, r *rig) {
 	for n := range 3 {
 		g.goesOn()
 		r.engine().Kill()
-		r.served(g, r.device().Engine.Version)
+		r.served(g, []string{"old", "new", "new"}[n])
 		_, err := r.client.Upgrade(r.t.Context(), id, []string{"/new", "/mute", "/crashes"}[n], nil)
-		r.m.trace("upgrade: %v", err)
+		r.hear(fmt.Sprint("upgrade: ", err))
 		r.host.Kill()
 		r.start()
 		e := r.engine()
@@ -370,9 +370,9 @@ func story(_ *testing.T, r *rig) {
 		e.Continue()
 		g.goesOn()
 	}
-	r.m.trace("the guest has done %d rounds, the longest took %v", g.rounds, g.longest)
 	r.m.PowerCut()
 	g.fails(ErrPowerCut)
+	r.hear(fmt.Sprint(g.rounds, " rounds of the guest, the longest took ", g.longest))
 }
 
 // One seed is one history, to the nanosecond; another one is another.

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,8 +36,10 @@ type rig struct {
 	m      *Machine
 	host   *Process
 	client *host.Client
-	log    []string
 	step   func(what string) // of the present host
+
+	mu  sync.Mutex // guards the rest
+	log []string
 }
 
 // bubble runs f on a machine of its own, and wants nothing left running and no violation.
@@ -44,7 +48,7 @@ func bubble(t *testing.T, c Config, f func(t *testing.T, r *rig)) *rig {
 	r := &rig{t: t, step: func(string) {}}
 	synctest.Test(t, func(t *testing.T) {
 		r.t = t
-		c.Trace = func(text string) { r.log = append(r.log, text) }
+		c.Trace = r.hear
 		c.Violation = func(text string) { t.Error(text) }
 		r.m = New(c)
 		r.install()
@@ -59,6 +63,12 @@ func bubble(t *testing.T, c Config, f func(t *testing.T, r *rig)) *rig {
 		t.Log(strings.Join(r.log[max(0, len(r.log)-200):], "\n"))
 	}
 	return r
+}
+
+func (r *rig) hear(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.log = append(r.log, text)
 }
 
 func idle(ctx context.Context, _ *Process) error {
@@ -152,7 +162,7 @@ func open(p *Process, _ host.Take, mute bool) (host.Session, error) {
 	}
 	lock, err := p.Files().Lock("/lock", p.String())
 	if err != nil {
-		p.machine.violation("two writers at once: %v", err)
+		p.machine.config.Violation(fmt.Sprintf("two writers at once: %v", err))
 		return nil, err
 	}
 	f, err := p.Files().Open(imageFile, 0)
@@ -231,23 +241,25 @@ func (r *rig) engine() *Process {
 func (r *rig) served(g *guest, by string) {
 	r.t.Helper()
 	g.goesOn()
-	for d := r.device(); ; d = r.device() {
-		switch {
-		case d.State == host.Serving && d.Engine.Version == by:
+	d := r.device()
+	for range 60 {
+		if d.State == host.Serving && d.Engine.Version == by {
 			return
-		case d.State != host.Upgrading && d.State != host.Waiting && d.State != host.Serving:
-			r.t.Fatalf("%+v", d)
 		}
 		time.Sleep(time.Second)
+		d = r.device()
 	}
+	r.t.Fatalf("served by %s (%s, %s), want %s", d.Engine.Version, d.State, d.Cause, by)
 }
 
 // guest writes numbers that grow, each to a block of its own turn, and reads what it wrote there before.
 type guest struct {
-	r       *rig
-	dev     *Guest
-	stop    bool
-	done    chan struct{}
+	r    *rig
+	dev  *Guest
+	stop atomic.Bool
+	done chan struct{}
+
+	mu      sync.Mutex // guards the rest
 	rounds  int
 	err     error
 	longest time.Duration
@@ -268,11 +280,15 @@ func (g *guest) run() {
 	defer close(g.done)
 	defer g.dev.Close()
 	var last [guestBlocks]string
-	for n := 1; !g.stop && g.err == nil; n++ {
+	for n := 1; !g.stop.Load(); n++ {
 		began := time.Now()
-		g.err = g.round(int64(n%guestBlocks), &last[n%guestBlocks], fmt.Sprintf("%0512d", n))
-		g.longest = max(g.longest, time.Since(began))
-		g.rounds++
+		err := g.round(int64(n%guestBlocks), &last[n%guestBlocks], fmt.Sprintf("%0512d", n))
+		g.mu.Lock()
+		g.rounds, g.err, g.longest = g.rounds+1, err, max(g.longest, time.Since(began))
+		g.mu.Unlock()
+		if err != nil {
+			return
+		}
 	}
 }
 
@@ -291,9 +307,11 @@ func (g *guest) round(block int64, last *string, next string) error {
 // goesOn returns once the guest has done some more.
 func (g *guest) goesOn() {
 	g.r.t.Helper()
-	for from, began := g.rounds, time.Now(); g.rounds < from+2*guestBlocks; time.Sleep(time.Millisecond) {
-		if g.err != nil {
-			g.r.t.Fatalf("the guest: %v", g.err)
+	from, err := g.count()
+	for n, began := from, time.Now(); n < from+2*guestBlocks; n, err = g.count() {
+		time.Sleep(time.Millisecond)
+		if err != nil {
+			g.r.t.Fatalf("the guest: %v", err)
 		}
 		if time.Since(began) > time.Minute {
 			g.r.t.Fatal("the guest waits")
@@ -301,17 +319,23 @@ func (g *guest) goesOn() {
 	}
 }
 
+func (g *guest) count() (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.rounds, g.err
+}
+
 // fails wants the guest to have had that error.
 func (g *guest) fails(want error) {
 	g.r.t.Helper()
 	<-g.done
-	if !errors.Is(g.err, want) {
-		g.r.t.Errorf("the guest: %v, want %v", g.err, want)
+	if _, err := g.count(); !errors.Is(err, want) {
+		g.r.t.Errorf("the guest: %v, want %v", err, want)
 	}
 }
 
 func (g *guest) end() {
-	g.stop = true
+	g.stop.Store(true)
 	<-g.done
 }
 
