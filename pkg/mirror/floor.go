@@ -40,12 +40,21 @@ func (e *Engine) floor(id volume.ID) (*floor, error) {
 	}
 	var f floor
 	if err == nil {
-		err = json.Unmarshal(text, &f)
+		f, err = decodeFloor(text)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: volume %s: what is remembered of its salvage: %w", engine.ErrUnavailable, id, err)
 	}
 	return &f, nil
+}
+
+// decodeFloor refuses what does not say all of it: a floor of no volume, or of no epoch, would let the older truth come up.
+func decodeFloor(text []byte) (f floor, err error) {
+	err = json.Unmarshal(text, &f)
+	if err == nil && (f.Volume.IsZero() || f.Epoch == 0 || f.From.Store.IsZero() || f.From.Incarnation.IsZero()) {
+		err = errors.New("it is not whole")
+	}
+	return f, err
 }
 
 func (e *Engine) setFloor(id volume.ID, f floor) error {

@@ -261,12 +261,29 @@ func (s *stores) recall() error {
 		return nil
 	}
 	if err == nil {
-		err = json.Unmarshal(text, &s.known)
+		s.known, err = decodeKnown(text)
 	}
 	if err != nil {
 		return fmt.Errorf("known stores in %s: %w; restore the file, or remove it where every store's disk is mounted", s.state, err)
 	}
 	return nil
+}
+
+// decodeKnown refuses what JSON lets pass and is no table of stores: null, for all of it or for one of them.
+func decodeKnown(text []byte) (map[string]quorum.UUID, error) {
+	var known map[string]quorum.UUID
+	if err := json.Unmarshal(text, &known); err != nil {
+		return nil, err
+	}
+	if known == nil {
+		return nil, errors.New("it is empty")
+	}
+	for path, id := range known {
+		if id.IsZero() {
+			return nil, fmt.Errorf("store %s has no identity", path)
+		}
+	}
+	return known, nil
 }
 
 func (s *stores) remember(path string, id quorum.UUID) error {
