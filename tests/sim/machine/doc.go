@@ -3,7 +3,7 @@
 //
 //	m := machine.New(machine.Config{Seed: 1, Files: func(p *machine.Process) vfs.FS { … }, Trace: log})
 //	m.Install("/belay", func(ctx context.Context, p *machine.Process, e host.EngineProcess) error {
-//		return e.Run(ctx, mirror.Program(p.Files(), "1", log), log)
+//		return e.Run(ctx, mirror.Program(mirror.Process{Files: p.Files(), Version: "1", Log: log}), log) // its sessions: see mirror_test.go
 //	})
 //	h := m.Start("host", func(ctx context.Context, p *machine.Process) error {
 //		h, err := host.New(host.Config{State: "/state", Version: "1", Machine: p.Machine(), Log: log})
