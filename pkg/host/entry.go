@@ -112,7 +112,11 @@ func (b book) read(id volume.ID) (e entry, err error) {
 	if err != nil {
 		return e, err
 	}
-	return e, json.Unmarshal(text, &e)
+	// What does not say of which kernel it is must not pass for one of an earlier kernel, whose device is gone.
+	if err = json.Unmarshal(text, &e); err == nil && (e.Volume != id || e.Boot == "") {
+		err = fmt.Errorf("it is of volume %q and kernel %q", e.Volume, e.Boot)
+	}
+	return e, err
 }
 
 // stateMax bounds a file of the state: an entry has an order, two answers and last words in it.
