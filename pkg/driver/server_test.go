@@ -209,29 +209,6 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-func FuzzToken(f *testing.F) {
-	for _, s := range []string{"", "after:a", "after:", "after:../x", "invalid-token", "after:after:a"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, token string) {
-		id, err := parseToken(token)
-		if err == nil && token != "" && tokenPrefix+string(id) != token {
-			t.Errorf("%q became %q", token, id)
-		}
-	})
-}
-
-func FuzzPath(f *testing.F) {
-	for _, s := range []string{"", "/", "/a", "/a/../b", "a", "//a", "/a/", "/a\x00b"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, path string) {
-		if checkPath("path", path) == nil && (filepath.Clean(path) != path || !filepath.IsAbs(path) || path == "/") {
-			t.Errorf("%q was accepted", path)
-		}
-	})
-}
-
 func TestBadPaths(t *testing.T) {
 	p := start(t)
 	s := p.create("data", 64, asMount("ext4", writer)).publish()
