@@ -50,10 +50,11 @@ type Journal struct {
 // were promised to nobody.
 func OpenJournal(fsys vfs.FS, dir string) (*Journal, error) {
 	j := &Journal{fsys: fsys, dir: dir}
-	if err := fsys.MkdirAll(dir); err != nil {
+	if err := vfs.MakeDirs(fsys, dir); err != nil {
 		return nil, fmt.Errorf("stage journal: %w", err)
 	}
-	if err := fsys.SyncDir(path.Dir(dir)); err != nil {
+	// Whoever wrote an entry may have been killed before its name was durable, and what is read here is acted on.
+	if err := fsys.SyncDir(dir); err != nil {
 		return nil, fmt.Errorf("stage journal: %w", err)
 	}
 	names, err := fsys.ReadDir(dir)

@@ -86,6 +86,28 @@ func TestJournalPowerCuts(t *testing.T) {
 	}
 }
 
+// TestJournalShowsWhatIsDurable: a process is killed between the rename and the sync of an entry; the next one acts on what it finds,
+// and then the power fails.
+func TestJournalShowsWhatIsDurable(t *testing.T) {
+	disk := vfs.NewMem()
+	j := openJournal(t, vfs.Faulty(disk, func(op *vfs.Op) error {
+		if _, err := disk.Stat("/journal/" + string(vol) + journalSuffix); err == nil && op.Kind == vfs.OpSyncDir {
+			return errDied
+		}
+		return nil
+	}))
+	if err := j.Put(full()); !errors.Is(err, errDied) {
+		t.Fatal(err)
+	}
+	disk = disk.Restart()
+	if _, found, err := openJournal(t, disk).Get(vol); !found || err != nil {
+		t.Fatalf("after the kill: %t, %v", found, err)
+	}
+	if _, found, err := openJournal(t, disk.CrashClone(nil)).Get(vol); !found || err != nil {
+		t.Fatalf("after the power cut: %t, %v", found, err)
+	}
+}
+
 func TestJournalTellsDamage(t *testing.T) {
 	disk := vfs.NewMem()
 	j := openJournal(t, disk)

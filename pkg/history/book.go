@@ -102,10 +102,7 @@ func Open(c Config) (*Book, error) {
 }
 
 func prepare(fsys vfs.FS, dir string) error {
-	if err := fsys.MkdirAll(dir); err != nil {
-		return err
-	}
-	if err := fsys.SyncDir(path.Dir(dir)); err != nil {
+	if err := vfs.MakeDirs(fsys, dir); err != nil {
 		return err
 	}
 	names, err := fsys.ReadDir(dir)

@@ -1,7 +1,6 @@
 package mirror
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -234,7 +233,7 @@ func (s *stores) close() {
 
 // identify reads or makes the identity of the installation, and what is known of the stores.
 func (s *stores) identify() error {
-	if err := cmp.Or(s.fs.MkdirAll(s.state), s.fs.SyncDir(filepath.Dir(s.state))); err != nil {
+	if err := vfs.MakeDirs(s.fs, s.state); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
 	text, err := vfs.ReadFile(s.fs, filepath.Join(s.state, installationFile), stateMax)

@@ -96,13 +96,10 @@ func (k *Keyring) loadSigning() error {
 }
 
 func (k *Keyring) makeDirs() error {
-	if err := k.fsys.MkdirAll(path.Join(k.dir, publicDir)); err != nil {
+	if err := vfs.MakeDirs(k.fsys, path.Join(k.dir, publicDir)); err != nil {
 		return err
 	}
-	if err := k.fsys.SyncDir(k.dir); err != nil {
-		return err
-	}
-	return k.fsys.SyncDir(path.Dir(k.dir))
+	return k.fsys.SyncDir(path.Join(k.dir, publicDir))
 }
 
 func (k *Keyring) loadPublic() error {

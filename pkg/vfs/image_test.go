@@ -147,3 +147,10 @@ func TestImageRestarts(t *testing.T) {
 		t.Errorf("%+v, was %+v: %v", is, was, err)
 	}
 }
+
+func TestMakeDirsIsDurable(t *testing.T) {
+	m := vfs.NewMem()
+	must(t, m.MkdirAll("/a/b")) // by somebody who was killed then
+	must(t, vfs.MakeDirs(m, "/a/b/c/d"))
+	wantOutcomes(t, outcomes(t, m.Freeze()), "a/ a/b/ a/b/c/ a/b/c/d/")
+}

@@ -1,7 +1,9 @@
 package vfs
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"syscall"
 )
@@ -36,6 +38,28 @@ func WriteFile(fsys FS, name string, data []byte) error {
 		return err
 	}
 	return fsys.SyncDir(filepath.Dir(name))
+}
+
+// MakeDirs makes the directory and what leads to it. When it returns nil they are durable, up to the root of their file system:
+// also those that were there, since whoever made them may have been killed before they were.
+func MakeDirs(fsys FS, name string) error {
+	if err := fsys.MkdirAll(name); err != nil {
+		return err
+	}
+	self, err := fsys.Stat(name)
+	if err != nil {
+		return err
+	}
+	for name != "/" {
+		name = filepath.Dir(name)
+		if info, err := fsys.Stat(name); err != nil || info.Device != self.Device {
+			return err
+		}
+		if err := fsys.SyncDir(name); err != nil && !errors.Is(err, fs.ErrPermission) { // what we may not read we did not make
+			return err
+		}
+	}
+	return nil
 }
 
 func writeSynced(fsys FS, name string, data []byte) error {

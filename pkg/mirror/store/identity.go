@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"syscall"
 
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -82,7 +81,7 @@ func (d *Dir) recognize(installation quorum.UUID) error {
 
 // establish makes a new store, under its lock: two that start at once on an empty directory agree on one.
 func (d *Dir) establish(installation quorum.UUID) error {
-	if err := d.mkdir(); err != nil {
+	if err := vfs.MakeDirs(d.fs, d.path); err != nil {
 		return err
 	}
 	if err := d.vacant(); err != nil {
@@ -149,28 +148,6 @@ func (d *Dir) complete() (err error) {
 	}
 	if err := d.fs.SyncDir(d.path); !errors.Is(err, syscall.EROFS) {
 		return err
-	}
-	return nil
-}
-
-// mkdir makes the store's directory and what leads to it, and syncs the names up to the root of the file system: an
-// earlier try may have made some of them and been killed.
-func (d *Dir) mkdir() error {
-	if err := d.fs.MkdirAll(d.path); err != nil {
-		return err
-	}
-	self, err := d.fs.Stat(d.path)
-	if err != nil {
-		return err
-	}
-	for name := d.path; name != "/"; {
-		name = path.Dir(name)
-		if info, err := d.fs.Stat(name); err != nil || info.Device != self.Device {
-			return err
-		}
-		if err := d.fs.SyncDir(name); err != nil {
-			return err
-		}
 	}
 	return nil
 }
