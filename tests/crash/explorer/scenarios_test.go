@@ -19,8 +19,10 @@ func scenarios() []scenario {
 			session("expand/"+name, n, expand),
 			session("disk-lost/"+name, n, diskLost),
 		)
+		all = append(all, volumeLife(n))
 		all = append(all, exhaustive(n)...)
 	}
+	all = append(all, books()...)
 	return append(all,
 		session("quiet/3", 3, quietRegions),
 		session("regions/3", 3, regions),

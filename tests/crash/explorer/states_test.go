@@ -95,8 +95,8 @@ func (s state) draw(n int) int {
 // isOff says that the disk loses what was not synced.
 func (s state) isOff(disk int) bool { return s.off == allDisks || s.off == disk }
 
-// idle are changes that nobody ever reads: who held a lock, for people. They stay.
-func idle(c vfs.Change) bool { return strings.HasSuffix(c.Name, "/lock") }
+// unread are changes that nobody ever reads: who held a lock, for people. They stay.
+func unread(c vfs.Change) bool { return strings.HasSuffix(c.Name, "/lock") }
 
 // disks makes the disks of the state.
 func (s state) disks(p *point) *disks {
@@ -110,7 +110,7 @@ func (s state) disks(p *point) *disks {
 		all := image.Pending()
 		fates := make([]vfs.Fate, len(all))
 		for k, c := range all {
-			if fates[k].Survives = true; !idle(c) {
+			if fates[k].Survives = true; !unread(c) {
 				fates[k] = fateOf(left[0], c.Sectors())
 				left = left[1:]
 			}
@@ -142,7 +142,7 @@ func pendingOf(p *point, off int) (out []vfs.Change) {
 			continue
 		}
 		for _, c := range image.Pending() {
-			if !idle(c) {
+			if !unread(c) {
 				out = append(out, c)
 			}
 		}
