@@ -99,7 +99,7 @@ func (g fakeGate) Salvage(_ context.Context, o detach.Salvage, progress func(eng
 
 var sum = engine.Digest{Algorithm: "test", Scope: "full", Bytes: volume.GiB, Sum: engine.HexBytes("content")}
 
-func newBook(t *testing.T) *receipt.Book {
+func newBook(t testing.TB) *receipt.Book {
 	t.Helper()
 	fsys := vfs.NewMem()
 	if err := fsys.MkdirAll("/state"); err != nil {
