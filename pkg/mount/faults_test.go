@@ -335,13 +335,3 @@ func TestSuperblockFaults(t *testing.T) {
 		}
 	}
 }
-
-func FuzzSuperblock(f *testing.F) {
-	f.Add(make([]byte, superSize))
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, sb []byte) {
-		if len(sb) < superSize && (ext4Fault(sb) == "" || btrfsFault(sb) == "") {
-			t.Error("a piece of a superblock is taken for a clean one")
-		}
-	})
-}
