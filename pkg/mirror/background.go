@@ -12,6 +12,7 @@ const (
 	quietAfter  = 30 * time.Second // a dirty region is verified once nobody wrote in it for so long
 	idleAfter   = 10 * time.Second // memory is given back once nobody asked anything for so long
 	catchUpPast = time.Second      // a guest that waited for a take-over is served first
+	loopsApart  = 7*time.Millisecond + 13*time.Microsecond
 )
 
 // background runs a session's own work: bringing replicas back, verifying, giving memory back. It ends with stop.
@@ -20,6 +21,7 @@ type background struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	flush  chan struct{} // tells of entries that wait for a flush
+	loops  int           // that every has started
 }
 
 func (b *background) init() {
@@ -33,9 +35,12 @@ func (b *background) stop() {
 	b.wg.Wait()
 }
 
-// every runs do again and again until the session ends.
+// every runs do again and again until the session ends. What is done like that does not begin all at the same moment.
 func (b *background) every(pause time.Duration, do func(ctx context.Context)) {
+	b.loops++
+	phase := time.Duration(b.loops) * loopsApart
 	b.wg.Go(func() {
+		sleep(b.ctx, phase)
 		for {
 			select {
 			case <-b.ctx.Done():

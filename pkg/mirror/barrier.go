@@ -54,6 +54,7 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 	if !s.Stopped() {
 		return engine.Barrier{}, fmt.Errorf("%w: volume %s", engine.ErrNotStopped, s.id)
 	}
+	s.comeBack()
 	if err := s.present(); err != nil {
 		return engine.Barrier{}, err
 	}

@@ -133,7 +133,7 @@ func (s *served) Words() any {
 func (s *served) Close() error {
 	var err error
 	if !s.Sealed() {
-		err = s.Flush()
+		err = s.flushShared() // and not Flush, which waits for the next engine where the session is lost
 	}
 	s.Session.Close()
 	return err

@@ -27,6 +27,7 @@ func (s *Session) ensureDirty(v *view, first, n int64) failures {
 	s.regions.wait(missing)
 	s.regions.marking.Lock()
 	defer s.regions.marking.Unlock()
+	s.regions.wait(s.regions.missing(from, to)) // whoever took them along may have failed to mark them
 	batch := s.regions.takeWaiting()
 	if len(batch) == 0 {
 		return nil
@@ -34,18 +35,20 @@ func (s *Session) ensureDirty(v *view, first, n int64) failures {
 	return s.markDirty(v, batch)
 }
 
-// markDirty marks the batch on the stores and then in memory.
+// markDirty marks the batch on the stores and then in memory. Where every member is full nothing is marked, and nothing has failed.
 func (s *Session) markDirty(v *view, batch []int64) failures {
 	failed := each(v.writers(), func(r *replica) error {
 		if mutant.WriteBeforeMark {
 			return nil
 		}
-		err := r.MarkDirty(batch)
-		if err != nil {
-			r.Fail(err) // it must not take a write that its map does not announce
-		}
-		return err
+		return r.MarkDirty(batch)
 	}, nil)
+	if failed.set()&v.config.Members == v.config.Members && failed.harmless() {
+		return failed
+	}
+	for _, f := range failed {
+		f.replica.Fail(f.err) // it must not take a write that its map does not announce
+	}
 	sums, err := s.baseSums(v, batch)
 	if err != nil {
 		for _, r := range v.members() {

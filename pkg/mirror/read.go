@@ -127,10 +127,10 @@ func blockRange(first, n int64) []int64 {
 }
 
 // loadPage reads a page of entries from the members: from the first one, and where an entry there is damaged, the newest
-// sound one of the others. Where the page's region is unsettled the newest of all members counts, and differ says that they
-// are not the same everywhere.
+// sound one of the others. Where the page's region is dirty the newest of all members counts, and differ says that they are not the same
+// everywhere: nobody has read back yet what was written there, and a disk that has lost it shows entries that are older and as sound.
 func (s *Session) loadPage(index int64, raw []byte) (differ bool, err error) {
-	if left := s.regions.unsettledIn(index/store.PagesPerRegion, allBlocks); !left.empty() {
+	if s.regions.get(index/store.PagesPerRegion) != nil {
 		return s.mergePage(index, raw)
 	}
 	return false, s.readPage(index, raw)

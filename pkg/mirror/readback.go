@@ -169,6 +169,9 @@ func (s *Session) makeClean(regions []int64) error {
 	done := make([]int64, 0, len(regions))
 	for _, i := range regions {
 		r := s.regions.get(i)
+		if r == nil {
+			continue // somebody has made it clean since the caller listed it
+		}
 		r.mu.Lock()
 		if r.written.empty() {
 			sums[i] = r.sum

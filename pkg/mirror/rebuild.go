@@ -61,11 +61,17 @@ func (s *Session) restore(ctx context.Context, report func(engine.Progress)) {
 	}
 }
 
-// setRestoring also opens again what has failed or was away.
 func (s *Session) setRestoring(on bool) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	if s.restoring = on; on && s.refusal(false) == nil {
+	s.restoring = on
+}
+
+// comeBack opens again what has failed or was away, so that it votes: a session that is stopped does nothing in the background.
+func (s *Session) comeBack() {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if s.refusal(false) == nil {
 		s.reopen(s.Config().Members)
 	}
 }

@@ -175,9 +175,9 @@ func (f failures) spared(replicas []*replica) []*replica {
 	return slices.DeleteFunc(slices.Clone(replicas), func(r *replica) bool { return gone.Has(r.index) })
 }
 
-// harmless says that every failure left its replica as it was.
+// harmless says that every failure left its replica as it was: its disk is full, and it goes on.
 func (f failures) harmless() bool {
-	return !slices.ContainsFunc(f, func(x failure) bool { return !errors.Is(x.err, syscall.ENOSPC) })
+	return !slices.ContainsFunc(f, func(x failure) bool { return !errors.Is(x.err, syscall.ENOSPC) || x.replica.Failed() != nil })
 }
 
 func (f failures) err() error {

@@ -1,0 +1,54 @@
+package mirror
+
+import (
+	"errors"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// TestFullWhileMarking: where no store has room to mark a region nothing has failed: writes are refused, of one and of several at once, and go
+// on when there is room. (Simulation, seed 129: the only replica was given up for failed, and every flush answered ENOSPC for ever.)
+func TestFullWhileMarking(t *testing.T) {
+	full := true
+	var mu sync.Mutex
+	fsys := vfs.Faulty(vfs.NewMem(), func(op *vfs.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if full && op.Kind == vfs.OpWrite {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	room := func(now bool) { mu.Lock(); full = !now; mu.Unlock() }
+	for _, replicas := range []int{1, 3} {
+		room(true)
+		l := newLab(t, fsys, map[int]string{1: "/one", 3: "/three"}[replicas], replicas, 16<<20)
+		s := l.open(ForDevice)
+		room(false)
+		p := vfs.AlignedBuffer(store.BlockSize)
+		p[0] = 1
+		var wg sync.WaitGroup
+		for region := range int64(4) {
+			wg.Go(func() {
+				if err := s.WriteAt(p, region*store.RegionSize); !errors.Is(err, syscall.ENOSPC) {
+					t.Errorf("a write where no store has room: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		room(true)
+		for region := range int64(4) {
+			if err := s.WriteAt(p, region*store.RegionSize); err != nil {
+				t.Errorf("%d replicas, write once there is room again: %v", replicas, err)
+			}
+		}
+		if err := s.Flush(); err != nil || s.Config().Members.Len() != replicas {
+			t.Errorf("flush: %v; in sync are %d of %d", err, s.Config().Members.Len(), replicas)
+		}
+		s.Close()
+	}
+}
