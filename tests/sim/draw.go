@@ -1,3 +1,4 @@
+// Package sim runs the product's own host, engines, stores, agent and gate on a simulated machine, under one seed: see DESIGN.md.
 package sim
 
 import (

@@ -139,10 +139,14 @@ func (s *saboteur) disk(f fault) {
 // fill has the disk take nothing more, or makes room again.
 func (s *saboteur) fill(d *disk) {
 	d.full = !d.full
+	capacity := int64(1 << 40)
 	if d.full {
-		d.mem.SetCapacity(0)
-	} else {
-		d.mem.SetCapacity(1 << 40)
+		capacity = 0
+	}
+	for _, mem := range []*vfs.Mem{d.mem, d.before} {
+		if mem != nil {
+			mem.SetCapacity(capacity)
+		}
 	}
 }
 
@@ -190,11 +194,11 @@ func (s *saboteur) heal() {
 		d.away, d.sick, d.slow = false, false, 0
 		clear(d.once)
 		clear(d.lies)
-		if d.before != nil {
-			s.replace(d)
-		}
 		if d.full {
 			s.fill(d)
+		}
+		if d.before != nil {
+			s.replace(d)
 		}
 		d.mu.Unlock()
 	}

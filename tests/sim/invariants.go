@@ -89,6 +89,24 @@ func (v *invariants) check() {
 	}
 }
 
+// copies is how many replicas are in sync by the newest configuration that any store has.
+func (v *invariants) copies() int {
+	var newest quorum.Config
+	for _, d := range v.w.disks {
+		d.mu.Lock()
+		r := v.replicaOn(d.mem, d.name)
+		d.mu.Unlock()
+		if r == nil {
+			continue
+		}
+		if c := r.Record().Config; c.Newer(newest) {
+			newest = c
+		}
+		_ = r.Close()
+	}
+	return newest.Members.Len()
+}
+
 func numberOf(c quorum.Config) string { return fmt.Sprintf("%016x.%08x", uint64(c.Epoch), c.Step) }
 
 // proposal: one number never means two configurations.

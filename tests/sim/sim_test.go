@@ -10,11 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 	"time"
 )
@@ -26,14 +28,8 @@ var (
 	ration  = flag.String("sim.ration", "", "for a worker: first seed, step and number")
 )
 
-// TestMain runs one goroutine at a time: of several that could go on the first one does, so that a seed always has the same run.
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if *ration != "" || *oneSeed != 0 {
-		runtime.GOMAXPROCS(1)
-	}
-	os.Exit(m.Run())
-}
+// warm runs a seed for nothing: what a program does once in its life is not done in the first seed then.
+var warm sync.Once
 
 // outcome is what became of one seed.
 type outcome struct {
@@ -50,6 +46,14 @@ type outcome struct {
 // simulate runs one seed.
 func simulate(t *testing.T, seed uint64, mode traceMode) (out outcome, told string) {
 	t.Helper()
+	warm.Do(func() { run(t, 0, traceNothing) })
+	return run(t, seed, mode)
+}
+
+func run(t *testing.T, seed uint64, mode traceMode) (out outcome, told string) {
+	t.Helper()
+	defer calm()()
+	cryptotest.SetGlobalRandom(t, seed) // identities are random, and files are named by them
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		w := newWorld(seed, mode)
@@ -65,6 +69,21 @@ func simulate(t *testing.T, seed uint64, mode traceMode) (out outcome, told stri
 	})
 	return out, told
 }
+
+// calm has one goroutine run at a time, and nothing else but it: the collector of garbage would interrupt it, and another one go on that
+// could go on at the same simulated moment.
+func calm() (end func()) {
+	processors, percent := runtime.GOMAXPROCS(1), debug.SetGCPercent(-1)
+	limit := debug.SetMemoryLimit(memoryMax)
+	return func() {
+		runtime.GOMAXPROCS(processors)
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	}
+}
+
+// memoryMax is where garbage is collected in the middle of a run after all.
+const memoryMax = 1500 << 20
 
 // TestSeeds runs seeds, on all processors, and tells what was met. A seed that fails is told with all that happened in it.
 func TestSeeds(t *testing.T) {
@@ -90,9 +109,13 @@ func work(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := json.NewEncoder(os.NewFile(3, "lines"))
+	var memory runtime.MemStats
 	for seed := first; n > 0; seed, n = seed+step, n-1 {
 		must(t, lines.Encode(outcome{Seed: seed}))
 		out, _ := simulate(t, seed, traceNothing)
+		if runtime.ReadMemStats(&memory); memory.HeapAlloc > memoryMax/8 {
+			runtime.GC()
+		}
 		must(t, lines.Encode(out))
 	}
 }
@@ -221,12 +244,43 @@ func (s *summary) tell(t *testing.T) {
 
 // TestRepeats: a seed has the same run each time, to the nanosecond.
 func TestRepeats(t *testing.T) {
-	runtime.GOMAXPROCS(1)
 	for seed := uint64(1); seed <= 25; seed++ {
 		one, _ := simulate(t, seed, traceHash)
 		two, _ := simulate(t, seed, traceHash)
 		if one.Hash != two.Hash {
-			t.Errorf("seed %d has two runs: %+v and %+v", seed, one, two)
+			t.Errorf("seed %d has two runs: %s", seed, parting(t, seed))
 		}
 	}
+}
+
+// parting tells where two runs of a seed part.
+func parting(t *testing.T, seed uint64) string {
+	t.Helper()
+	_, one := simulate(t, seed, traceAll)
+	_, two := simulate(t, seed, traceAll)
+	a, b := ordered(one), ordered(two)
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("after\n%s\none has\n%s\nand the other\n%s", strings.Join(a[max(0, i-8):i], "\n"), strings.Join(a[i:min(i+4, len(a))], "\n"), strings.Join(b[i:min(i+4, len(b))], "\n"))
+		}
+	}
+	return "told twice they are the same"
+}
+
+// ordered are the lines, those of one moment in the order of their text.
+func ordered(told string) []string {
+	lines := strings.Split(told, "\n")
+	moment := func(line string) string {
+		at, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		return at
+	}
+	for i := 0; i < len(lines); {
+		n := i + 1
+		for n < len(lines) && moment(lines[n]) == moment(lines[i]) {
+			n++
+		}
+		slices.Sort(lines[i:n])
+		i = n
+	}
+	return lines
 }

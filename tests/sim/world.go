@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -160,6 +161,9 @@ func (w *world) fail(format string, args ...any) {
 	defer w.mu.Unlock()
 	if w.failure == nil {
 		w.failure = fmt.Errorf(format, args...)
+		if w.trace.mode == traceAll {
+			w.trace.add(goroutines)
+		}
 	}
 }
 
@@ -260,6 +264,8 @@ func (w *world) forgiven(err error) error {
 		return nil
 	case errors.Is(err, errDeviceDead), errors.Is(err, errDetaching):
 		return err
+	case errors.Is(err, syscall.EIO) && w.plan.has(readError) && w.invariants.copies() <= 2:
+		return nil // the last good copy, or the last but one while the other is being excluded
 	}
 	w.fail("the guest is told %v", err)
 	return err
@@ -324,4 +330,10 @@ func (w *world) parameters() map[string]string {
 func (t *trace) Write(p []byte) (int, error) {
 	t.add(func() string { return "log: " + strings.TrimSpace(string(p)) })
 	return len(p), nil
+}
+
+// goroutines is what each of them does now.
+func goroutines() string {
+	all := make([]byte, 4<<20)
+	return string(all[:runtime.Stack(all, true)])
 }
