@@ -12,7 +12,7 @@ N       ?= 200
 STATES  ?= 200000
 SEED    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
-UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/...
+UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/...
 export CGO_ENABLED := 0
 # Where tests add their figures: explorer.txt, fuzz.txt, histories.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out

@@ -29,9 +29,10 @@ type listed struct {
 	TestGoFiles, XTestGoFiles []string
 }
 
-// find returns every package of the module with the targets whose name, after that of the package and a dot, is wanted. None is an error.
-func find(ctx context.Context, wanted *regexp.Regexp) (out []fuzzed, err error) {
+// find returns every package of the module in root with the targets whose name, after that of the package and a dot, is wanted. None is an error.
+func find(ctx context.Context, root string, wanted *regexp.Regexp) (out []fuzzed, err error) {
 	list := exec.CommandContext(ctx, "go", "list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles", "./...")
+	list.Dir = root
 	text, err := list.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list: %w", err)

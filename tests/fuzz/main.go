@@ -46,7 +46,7 @@ func start(ctx context.Context, r runner, only string) error {
 	if r.cache == "" {
 		r.cache = filepath.Join(r.dir, "cache")
 	}
-	packages, err := find(ctx, wanted)
+	packages, err := find(ctx, ".", wanted)
 	if err != nil {
 		return err
 	}

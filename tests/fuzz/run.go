@@ -65,7 +65,9 @@ func (r runner) run(ctx context.Context, packages []fuzzed) (out []outcome) {
 // build makes the instrumented test program of the package; that it cannot be made is the outcome of all its targets.
 func (r runner) build(ctx context.Context, p fuzzed) (program string, failed []outcome) {
 	program = filepath.Join(r.dir, strings.ReplaceAll(p.path, "/", "-")+".test")
-	text, err := exec.CommandContext(ctx, "go", "test", "-c", "-fuzz=^Fuzz", "-o", program, p.path).CombinedOutput()
+	compile := exec.CommandContext(ctx, "go", "test", "-c", "-fuzz=^Fuzz", "-o", program, p.path)
+	compile.Dir = p.dir
+	text, err := compile.CombinedOutput()
 	if err == nil {
 		return program, nil
 	}
