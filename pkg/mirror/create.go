@@ -44,6 +44,9 @@ func (e *Engine) Create(ctx context.Context, spec engine.Spec) (engine.Volume, e
 	if !errors.Is(err, engine.ErrNotFound) {
 		return engine.Volume{}, err
 	}
+	if err := e.clear(spec.ID); err != nil {
+		return engine.Volume{}, createError(spec.ID, err)
+	}
 	l, err := parse(spec.Parameters, len(e.Stores))
 	if err != nil {
 		return engine.Volume{}, err
@@ -163,7 +166,7 @@ func (e *Engine) Delete(ctx context.Context, id volume.ID) error {
 	f := e.survey(id)
 	c, err := f.newest()
 	switch {
-	case errors.Is(err, engine.ErrNotFound):
+	case errors.Is(err, engine.ErrNotFound), e.entombed(f):
 		return e.removeRemains(f)
 	case err != nil:
 		return err
@@ -182,17 +185,22 @@ func (e *Engine) Delete(ctx context.Context, id volume.ID) error {
 	return e.removeRemains(e.survey(id))
 }
 
-// removeRemains removes the replicas of a volume that is deleted or never came into being. Those of a deleted one are
-// remembered, so that a store that was away does not bring it back.
+// removeRemains removes the replicas of a volume that is deleted. They are remembered, so that a store that was away does not bring it
+// back.
 func (e *Engine) removeRemains(f found) error {
 	var errs []error
-	c, ok := f.candidate()
+	uuid, deleted := f.deleted()
 	for _, p := range f.peeks {
-		if ok && p.err == nil && p.record.Config.Flags.Has(quorum.Deleted) || e.buried(f, p) {
-			errs = append(errs, e.bury(p, f.id, c))
+		if deleted && p.err == nil && p.super.UUID == uuid || e.buried(f, p) {
+			errs = append(errs, e.bury(p, f.id))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// entombed says that a deletion which is in force has not come to all replicas yet.
+func (e *Engine) entombed(f found) bool {
+	return slices.ContainsFunc(f.peeks, func(p peek) bool { return e.buried(f, p) })
 }
 
 // buried says that another store remembers the deletion of this replica's volume.
@@ -209,7 +217,7 @@ func (e *Engine) buried(f found, p peek) bool {
 }
 
 // bury remembers the deletion on every store that is there before the replica is removed.
-func (e *Engine) bury(p peek, id volume.ID, _ quorum.Config) error {
+func (e *Engine) bury(p peek, id volume.ID) error {
 	var errs []error
 	for _, d := range e.stores.present() {
 		errs = append(errs, d.Bury(id, p.super.UUID))
@@ -220,24 +228,28 @@ func (e *Engine) bury(p peek, id volume.ID, _ quorum.Config) error {
 	return p.dir.Remove(id)
 }
 
-// finishRemovals removes what deletions and creations that were cut short left behind. A replica that no majority knows is removed
-// only where every store is there to say so.
+// finishRemovals removes what deletions and creations that were cut short left behind.
 func (e *Engine) finishRemovals() {
-	dirs := e.stores.present()
-	for _, id := range idsIn(dirs) {
-		f := e.survey(id)
-		if err := e.removeRemains(f); err != nil {
-			e.Log.Warn("remains of a deleted volume", "volume", id, "cause", err)
-		}
-		c, ok := f.candidate()
-		_, err := f.newest()
-		if ok && c.Epoch == firstEpoch && c.Step == 0 && errors.Is(err, engine.ErrNotFound) && len(dirs) == len(e.Stores) {
-			e.Log.Info("removing a volume whose creation was cut short", "volume", id)
-			if err := unmake(id, dirs); err != nil {
-				e.Log.Warn("remains of an unfinished volume", "volume", id, "cause", err)
-			}
+	for _, id := range idsIn(e.stores.present()) {
+		if err := e.clear(id); err != nil {
+			e.Log.Warn("remains of a volume that was deleted or never came into being", "volume", id, "cause", err)
 		}
 	}
+}
+
+// clear removes what is left of a volume of this ID that was deleted, or whose creation was cut short before a majority had it. The
+// latter only where every store is there to say so.
+func (e *Engine) clear(id volume.ID) error {
+	f := e.survey(id)
+	if err := e.removeRemains(f); err != nil {
+		return err
+	}
+	_, untouched := f.untouched()
+	if _, err := f.newest(); !untouched || !errors.Is(err, engine.ErrNotFound) || len(f.peeks) < len(e.Stores) {
+		return nil
+	}
+	e.Log.Info("removing a volume whose creation was cut short", "volume", id)
+	return unmake(id, dirsOf(f.peeks))
 }
 
 // idsIn lists the volumes that any of the stores has a replica of, in order.

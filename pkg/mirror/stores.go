@@ -249,6 +249,9 @@ func (s *stores) identify() error {
 		if err := s.installation.UnmarshalText([]byte(strings.TrimSpace(string(text)))); err != nil {
 			return fmt.Errorf("identity of the installation in %s: %w", s.state, err)
 		}
+		if err := s.fs.SyncDir(s.state); err != nil { // whoever made it may have been killed before it was durable, and stores are about to be given it
+			return fmt.Errorf("state directory: %w", err)
+		}
 	}
 	return s.recall()
 }

@@ -72,17 +72,11 @@ func (f found) newest() (quorum.Config, error) {
 		return c, f.nothing()
 	}
 	answers := f.answers(c.Voters)
-	known := 0
-	for _, a := range answers {
-		if a.Known {
-			known++
-		}
-	}
-	need := quorum.Majority(len(c.Voters))
+	known, need := knownOf(answers), quorum.Majority(len(c.Voters))
 	switch {
 	case known >= need:
 		c, _ = quorum.Newest(answers)
-	case f.without(c.Voters) >= need:
+	case f.without(c.Voters) >= need, f.unborn(c.Voters):
 		return c, fmt.Errorf("%w: volume %s: a majority of its stores does not know it", engine.ErrNotFound, f.id)
 	default:
 		return c, fmt.Errorf("%w: volume %s: %d of %d replicas answer, %d are needed: %w", engine.ErrUnavailable, f.id, known, len(c.Voters), need, f.causes(c.Voters))
@@ -94,6 +88,37 @@ func (f found) newest() (quorum.Config, error) {
 		return c, fmt.Errorf("%w: volume %s was deleted", engine.ErrNotFound, f.id)
 	}
 	return c, nil
+}
+
+func knownOf(answers []quorum.Answer) (n int) {
+	for _, a := range answers {
+		if a.Known {
+			n++
+		}
+	}
+	return n
+}
+
+// unborn says that the volume never came into being: nobody has asked anything of the replicas that are there, and so many were
+// never made that the others are no majority.
+func (f found) unborn(voters []quorum.Voter) bool {
+	_, untouched := f.untouched()
+	return untouched && len(voters)-f.without(voters) < quorum.Majority(len(voters))
+}
+
+// deleted says of which volume it is known that it was deleted: the newest configuration that a majority of its voters can have says
+// so. Where fewer answer, or others have gone on without it, a deletion was asked for and never came into force.
+func (f found) deleted() (uuid quorum.UUID, ok bool) {
+	c, some := f.candidate()
+	if !some || !c.Flags.Has(quorum.Deleted) || knownOf(f.answers(c.Voters)) < quorum.Majority(len(c.Voters)) {
+		return uuid, false
+	}
+	for _, p := range f.peeks {
+		if p.err == nil && p.record.Config.Same(c) {
+			return p.super.UUID, true
+		}
+	}
+	return uuid, false
 }
 
 // nothing is the answer where no record of the volume could be read anywhere.
