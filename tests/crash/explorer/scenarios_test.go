@@ -19,9 +19,10 @@ func scenarios() []scenario {
 			session("expand/"+name, n, expand),
 			session("disk-lost/"+name, n, diskLost),
 		)
-		all = append(all, volumeLife(n))
+		all = append(all, volumeLife(n, n))
 		all = append(all, exhaustive(n)...)
 	}
+	all = append(all, volumeLife(2, 3), volumeLife(3, 4))
 	all = append(all, books()...)
 	return append(all,
 		session("quiet/3", 3, quietRegions),

@@ -71,6 +71,7 @@ type yard struct {
 	engine *mirror.Engine
 	fs     vfs.FS
 	names  []string // of the disks with a store
+	copies int      // that volumes have
 	stop   func()
 }
 
@@ -83,12 +84,12 @@ const (
 func yardDisks(stores int) []string { return append(storeNames(stores), stateDisk) }
 
 // openYard starts an engine on the disks, of which the last is that of its state.
-func openYard(fsys vfs.FS, disks []string) (*yard, error) {
+func openYard(fsys vfs.FS, disks []string, copies int) (*yard, error) {
 	m, stop, err := runIdle()
 	if err != nil {
 		return nil, err
 	}
-	y := &yard{fs: fsys, names: disks[:len(disks)-1], stop: stop}
+	y := &yard{fs: fsys, names: disks[:len(disks)-1], copies: copies, stop: stop}
 	c := mirror.Config{
 		FS: fsys, State: "/" + stateDisk + "/belay", Node: theNode, Overcommit: 1000, Machine: m, Host: host.NewClientOn(m, "/state"), Log: quiet,
 	}
@@ -134,12 +135,12 @@ func (y *yard) session(a volume.Attachment) (*mirror.Session, error) {
 	})
 }
 
-func theSpec(stores int) engine.Spec {
-	return engine.Spec{ID: theVolume, Name: "vol", Size: yardSize, Parameters: map[string]string{"replicas": fmt.Sprint(stores), "verify": "off"}}
+func theSpec(copies int) engine.Spec {
+	return engine.Spec{ID: theVolume, Name: "vol", Size: yardSize, Parameters: map[string]string{"replicas": fmt.Sprint(copies), "verify": "off"}}
 }
 
 func (y *yard) create() error {
-	v, err := y.engine.Create(context.Background(), theSpec(len(y.names)))
+	v, err := y.engine.Create(context.Background(), theSpec(y.copies))
 	if err == nil && v.State != engine.Healthy {
 		err = fmt.Errorf("a new volume is %s: %s", v.State, v.Reason)
 	}
@@ -203,7 +204,7 @@ func (y *yard) receipts() (out []string, err error) {
 
 // life is how far a volume of an engine has come, and what it holds.
 type lifeOf struct {
-	stores   int
+	copies   int
 	phase    phase
 	open     *volume.Attachment // promised; nil: none
 	opening  bool               // being asked for, or being closed
@@ -239,7 +240,12 @@ func (l *lifeOf) clone() *lifeOf {
 // short is asked for again.
 func (l *lifeOf) check(_ *testing.T, s state, remake func() *disks) (verdict, error) {
 	left := remake()
-	y, err := openYard(left, left.names)
+	y, err := openYard(left, left.names, l.copies)
+	if err == nil && s.kind() == killed { // what it has found must survive the power
+		y.close()
+		left = left.cut()
+		y, err = openYard(left, left.names, l.copies)
+	}
 	if err != nil {
 		return opened, err
 	}
@@ -288,7 +294,7 @@ func (l *lifeOf) anew(y *yard) error {
 	if err := y.create(); err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
-	blank := &lifeOf{stores: l.stores, phase: there, size: yardSize, blocks: truth{blocks: map[int64]*content{}}}
+	blank := &lifeOf{copies: l.copies, phase: there, size: yardSize, blocks: truth{blocks: map[int64]*content{}}}
 	for i := range l.blocks.blocks {
 		blank.blocks.block(i)
 	}
@@ -367,7 +373,7 @@ func (l *lifeOf) delete(y *yard) error {
 	}
 	names := append(append([]string(nil), y.names...), stateDisk)
 	y.close()
-	again, err := openYard(y.fs, names)
+	again, err := openYard(y.fs, names, y.copies)
 	if err != nil {
 		return err
 	}
@@ -383,13 +389,13 @@ func (l *lifeOf) delete(y *yard) error {
 }
 
 // volumeLife is a volume from its creation to its deletion, with one writer that dies and one that leaves, and another of its name.
-func volumeLife(stores int) scenario {
-	return scenario{name: fmt.Sprint("volume/", stores), weight: share, play: func(t *testing.T, seed uint64) []point {
-		l := &lifeOf{stores: stores, size: yardSize, blocks: truth{blocks: map[int64]*content{}}}
+func volumeLife(copies, stores int) scenario {
+	return scenario{name: fmt.Sprintf("volume/%d-of-%d", copies, stores), weight: share / 2, play: func(t *testing.T, seed uint64) []point {
+		l := &lifeOf{copies: copies, size: yardSize, blocks: truth{blocks: map[int64]*content{}}}
 		r := newRecorder(newDisks(yardDisks(stores)...), seed)
 		r.expect = func() expectation { return l.clone() }
 		p := r.start()
-		y, err := openYard(p.fs, yardDisks(stores))
+		y, err := openYard(p.fs, yardDisks(stores), copies)
 		if err != nil {
 			t.Fatal(err)
 		}
