@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -130,8 +131,15 @@ func (v *view) kill() {
 	}
 }
 
+// opKey names a call, so that calls sort by file and offset.
 func opKey(op *vfs.Op) string {
-	return fmt.Sprintf("%s %s %012d %d", op.Name, op.Kind, op.Offset, op.Len)
+	b := make([]byte, 0, 96)
+	b = append(append(append(append(b, op.Name...), ' '), op.Kind...), ' ')
+	for digit := int64(1e12); digit > max(op.Offset, 1); digit /= 10 {
+		b = append(b, '0')
+	}
+	b = append(strconv.AppendInt(b, op.Offset, 10), ' ')
+	return string(strconv.AppendInt(b, op.Len, 10))
 }
 
 // land decides what becomes of a call whose process died meanwhile.

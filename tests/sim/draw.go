@@ -2,7 +2,6 @@
 package sim
 
 import (
-	"hash/fnv"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -25,9 +24,11 @@ func (d *dice) roll(question string) *rand.Rand {
 	n := d.asked[question]
 	d.asked[question] = n + 1
 	d.mu.Unlock()
-	h := fnv.New64a()
-	h.Write([]byte(question)) //nolint:errcheck // never fails
-	return rand.New(rand.NewPCG(d.seed^n*0x9E3779B97F4A7C15, h.Sum64()))
+	h := uint64(14695981039346656037) // FNV-1a
+	for i := range len(question) {
+		h = (h ^ uint64(question[i])) * 1099511628211
+	}
+	return rand.New(rand.NewPCG(d.seed^n*0x9E3779B97F4A7C15, h))
 }
 
 // stream returns a generator for one actor, who asks in an order of his own.

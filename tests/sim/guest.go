@@ -33,7 +33,8 @@ type guest struct {
 
 	mu     sync.Mutex // guards the rest; held for memory only
 	blocks map[int64]*truth
-	next   uint64 // value that no sector was written with yet
+	recent map[int64]*truth // those with writes that the newest flush does not cover
+	next   uint64           // value that no sector was written with yet
 }
 
 // truth is what the guest knows of a block.
@@ -56,7 +57,9 @@ type guestWrite struct {
 	answered bool
 }
 
-func newGuest(w *world) *guest { return &guest{w: w, blocks: map[int64]*truth{}} }
+func newGuest(w *world) *guest {
+	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}}
+}
 
 func (g *guest) block(i int64) *truth {
 	b := g.blocks[i]
@@ -162,6 +165,7 @@ func (l *workload) write(r *rand.Rand, i int64, from, to int) error {
 func (l *workload) change(i int64, from, to int, value uint64, do func() error) error {
 	g, this := l.g, &guestWrite{value: value}
 	g.mu.Lock()
+	g.recent[i] = g.block(i)
 	for k := from; k < to; k++ {
 		s := &g.block(i)[k]
 		s.since = append(s.since, this)
@@ -246,7 +250,7 @@ func (g *guest) answered() covered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	c := covered{map[int64][blockSectors][]uint64{}, map[*guestWrite]bool{}}
-	for i, b := range g.blocks {
+	for i, b := range g.recent {
 		var now [blockSectors][]uint64
 		for k, s := range b {
 			now[k] = s.now
@@ -266,10 +270,14 @@ func (g *guest) settle(c covered) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i, now := range c.now {
-		b := g.blocks[i]
+		b, left := g.blocks[i], 0
 		for k := range b {
 			b[k].stable = now[k]
 			b[k].since = slices.DeleteFunc(b[k].since, func(w *guestWrite) bool { return c.before[w] })
+			left += len(b[k].since)
+		}
+		if left == 0 {
+			delete(g.recent, i)
 		}
 	}
 }
@@ -304,6 +312,7 @@ func (g *guest) attached() {
 			b[k].stable, b[k].since, b[k].split = b[k].now, nil, false
 		}
 	}
+	clear(g.recent)
 }
 
 // readAll reads every block that was ever touched, and some others.

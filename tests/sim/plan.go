@@ -60,14 +60,14 @@ func newPlan(d *dice) *plan {
 	r := d.stream("plan")
 	x := pickProfile(r)
 	p := &plan{
-		profile: x.name, replicas: max(x.copies, pick(r, []int{1, 2, 3, 3, 3, 3, 3, 4, 5})), regions: 4 + r.Int64N(3), streams: 1 + r.IntN(4),
-		sectors: r.IntN(4) > 0, think: between(r, time.Millisecond, 400*time.Millisecond), rounds: 1 + r.IntN(4), stay: between(r, 2*time.Second, 90*time.Second),
-		every: between(r, 200*time.Millisecond, 20*time.Second), pages: r.IntN(2) == 0, liar: -1, lies: map[fault]int{}, boots: r.IntN(3),
-		horizon: between(r, 10*time.Second, 4*time.Minute),
+		profile: x.name, replicas: max(x.copies, pick(r, []int{1, 2, 3, 3, 3, 3, 3, 4, 5})), regions: 4 + r.Int64N(3), streams: 1 + r.IntN(3),
+		sectors: r.IntN(4) > 0, think: between(r, 2*time.Millisecond, 800*time.Millisecond), rounds: 1 + r.IntN(4), stay: between(r, 300*time.Millisecond, 15*time.Second),
+		every: between(r, 50*time.Millisecond, 4*time.Second), pages: r.IntN(2) == 0, liar: -1, lies: map[fault]int{}, boots: r.IntN(3),
+		horizon: between(r, 2*time.Second, 40*time.Second),
 	}
 	p.stores = min(p.replicas+r.IntN(2), 5)
 	if r.IntN(2) == 0 {
-		p.verify = between(r, 2*time.Second, time.Minute)
+		p.verify = between(r, 4*time.Second, time.Minute)
 	}
 	if len(x.lies) > 0 {
 		p.liar = r.IntN(p.replicas)

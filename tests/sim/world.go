@@ -93,7 +93,7 @@ func newStoreDisk(name string) *vfs.Mem {
 // diskAt is the disk that a path leads to.
 func (w *world) diskAt(name string) *disk {
 	for _, d := range w.disks {
-		if name == d.name || strings.HasPrefix(name, d.name+"/") {
+		if strings.HasPrefix(name, d.name) && (len(name) == len(d.name) || name[len(d.name)] == '/') {
 			d.mu.Lock()
 			away := d.away
 			d.mu.Unlock()
