@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"path"
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -44,6 +45,8 @@ type journalFile struct {
 type Journal struct {
 	fsys vfs.FS
 	dir  string
+	// doubt: a change failed, and what it has made visible may not be durable.
+	doubt atomic.Bool
 }
 
 // OpenJournal returns the journal in dir, which it makes where needed. What interrupted writes left is removed; they
@@ -73,10 +76,13 @@ func OpenJournal(fsys vfs.FS, dir string) (*Journal, error) {
 
 func (j *Journal) file(id volume.ID) string { return path.Join(j.dir, string(id)+journalSuffix) }
 
-// Get returns the volume's entry; false where there is none. ErrJournal where it is damaged.
+// Get returns the volume's entry; false where there is none. What it tells is durable. ErrJournal where the entry is damaged.
 func (j *Journal) Get(id volume.ID) (Entry, bool, error) {
 	if _, err := volume.ParseID(string(id)); err != nil {
 		return Entry{}, false, err
+	}
+	if err := j.settle(); err != nil {
+		return Entry{}, false, fmt.Errorf("stage journal of volume %s: %w", id, err)
 	}
 	raw, err := vfs.ReadFile(j.fsys, j.file(id), entryMax)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -95,16 +101,34 @@ func (j *Journal) Get(id volume.ID) (Entry, bool, error) {
 	return e, true, nil
 }
 
+// settle makes durable what changes that failed have left, since whoever reads acts on it.
+func (j *Journal) settle() error {
+	if !j.doubt.Swap(false) {
+		return nil
+	}
+	err := j.fsys.SyncDir(j.dir)
+	if err != nil {
+		j.doubt.Store(true)
+	}
+	return err
+}
+
+// changed words the error of a change, and remembers that there was one.
+func (j *Journal) changed(id volume.ID, err error) error {
+	if err == nil {
+		return nil
+	}
+	j.doubt.Store(true)
+	return fmt.Errorf("stage journal of volume %s: %w", id, err)
+}
+
 // Put makes e the volume's entry, durably.
 func (j *Journal) Put(e Entry) error {
 	raw, err := encodeEntry(e)
 	if err == nil {
 		err = vfs.WriteFile(j.fsys, j.file(e.Attachment.Volume), raw)
 	}
-	if err != nil {
-		return fmt.Errorf("stage journal of volume %s: %w", e.Attachment.Volume, err)
-	}
-	return nil
+	return j.changed(e.Attachment.Volume, err)
 }
 
 // Remove takes the volume's entry away, durably. No entry is no error.
@@ -117,10 +141,7 @@ func (j *Journal) Remove(id volume.ID) error {
 		// Even where it is gone: its removal may be what a crash kept from being durable.
 		err = j.fsys.SyncDir(j.dir)
 	}
-	if err != nil {
-		return fmt.Errorf("stage journal of volume %s: %w", id, err)
-	}
-	return nil
+	return j.changed(id, err)
 }
 
 // SetAside renames the volume's entry, so that a damaged one is kept for a person and no longer in the way.
@@ -129,10 +150,7 @@ func (j *Journal) SetAside(id volume.ID) error {
 	if err == nil {
 		err = j.fsys.SyncDir(j.dir)
 	}
-	if err != nil {
-		return fmt.Errorf("stage journal of volume %s: %w", id, err)
-	}
-	return nil
+	return j.changed(id, err)
 }
 
 // List returns every entry, ordered by volume. Its error names those that are damaged; the others are returned all the same.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -105,6 +106,43 @@ func TestJournalShowsWhatIsDurable(t *testing.T) {
 	}
 	if _, found, err := openJournal(t, disk.CrashClone(nil)).Get(vol); !found || err != nil {
 		t.Fatalf("after the power cut: %t, %v", found, err)
+	}
+}
+
+// TestJournalShowsWhatIsDurableAfterAnError: a change fails when it is visible already; what is read then is acted on, too.
+func TestJournalShowsWhatIsDurableAfterAnError(t *testing.T) {
+	disk := vfs.NewMem()
+	failing := false
+	j := openJournal(t, vfs.Faulty(disk, func(op *vfs.Op) error {
+		if failing && op.Kind == vfs.OpSyncDir {
+			return syscall.EIO
+		}
+		return nil
+	}))
+	failing = true
+	if err := j.Put(full()); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	if _, _, err := j.Get(vol); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("shown though nobody knows whether it stays: %v", err)
+	}
+	failing = false
+	if _, found, err := j.Get(vol); !found || err != nil {
+		t.Fatal(found, err)
+	}
+	if _, found, err := openJournal(t, disk.CrashClone(nil)).Get(vol); !found || err != nil {
+		t.Fatalf("after the power cut: %t, %v", found, err)
+	}
+	failing = true
+	if err := j.Remove(vol); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
+	failing = false
+	if _, found, err := j.Get(vol); found || err != nil {
+		t.Fatal(found, err)
+	}
+	if _, found, err := openJournal(t, disk.CrashClone(nil)).Get(vol); found || err != nil {
+		t.Fatalf("back after the power cut: %t, %v", found, err)
 	}
 }
 
