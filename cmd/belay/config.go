@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 
@@ -121,6 +122,9 @@ func (c *serveConfig) checkStores() error {
 	for i, dir := range c.Stores {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("--store %q: want an absolute path", dir)
+		}
+		if !utf8.ValidString(dir) { // which store was where is remembered as text
+			return fmt.Errorf("--store %q: want a path in UTF-8", dir)
 		}
 		c.Stores[i] = filepath.Clean(dir)
 		if slices.Contains(c.Stores[:i], c.Stores[i]) {

@@ -428,6 +428,7 @@ func TestServeChecksItsFlags(t *testing.T) {
 		"--nodeid":          func(c *serveConfig) { c.NodeID = "a\nb" },
 		"--drivername":      func(c *serveConfig) { c.DriverName = "has space" },
 		"--store":           func(c *serveConfig) { c.Stores = nil },
+		"--store no text":   func(c *serveConfig) { c.Stores = []string{"/a\xff"} },
 		"--store relative":  func(c *serveConfig) { c.Stores = []string{"a"} },
 		"--store twice":     func(c *serveConfig) { c.Stores = []string{"/a", "/a/"} },
 		"--state":           func(c *serveConfig) { c.State = "x" },

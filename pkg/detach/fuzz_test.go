@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -64,7 +65,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add("pvc-1", "node\xff", uint64(1), "/staging\xff", "ext4", "", "", "/pods/a", "<EIO> & \u2028", int64(0))
 	f.Add("pvc-1", "node", uint64(1), "/staging", "ext4", "", "", "/pods/\xff", "", int64(0))
 	f.Fuzz(func(t *testing.T, id, node string, epoch uint64, stage, fsType, flag, device, target, unflushed string, idle int64) {
-		if !utf8.ValidString(fsType + flag + device + unflushed) {
+		if slices.ContainsFunc([]string{fsType, flag, device, unflushed}, func(s string) bool { return !utf8.ValidString(s) }) {
 			return // these come from CSI, which has text only, or from us
 		}
 		e := full()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,7 +85,7 @@ func FuzzAttributes(f *testing.F) {
 		if json.Unmarshal(raw, &valid) != nil && !reflect.DeepEqual(read, attributes{}) {
 			t.Errorf("%q reads as %+v", raw, read)
 		}
-		if !utf8.ValidString(name + key + value + label + text + node) {
+		if slices.ContainsFunc([]string{name, key, value, label, text, node}, func(s string) bool { return !utf8.ValidString(s) }) {
 			return // CSI has text only
 		}
 		a := attributes{Name: name, Node: volume.NodeID(node), Parameters: map[string]string{key: value}, Labels: map[string]string{label: text}}
@@ -145,6 +146,9 @@ func FuzzKnownStores(f *testing.F) {
 			if id.IsZero() {
 				t.Errorf("%q: store %s has no identity", text, p)
 			}
+		}
+		if !utf8.ValidString(path) {
+			return // no store is named so
 		}
 		known[path] = quorum.UUID{1}
 		again, err := json.Marshal(known)
