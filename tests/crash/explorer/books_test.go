@@ -110,6 +110,11 @@ func (k *stages) look(left *disks) (map[volume.ID]detach.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	return k.entriesOf(j)
+}
+
+// entriesOf returns what the journal tells, where it is as promised.
+func (k *stages) entriesOf(j *detach.Journal) (map[volume.ID]detach.Entry, error) {
 	got := map[volume.ID]detach.Entry{}
 	all, err := j.List()
 	for _, e := range all {

@@ -124,14 +124,16 @@ func (y *yard) session(a volume.Attachment) (*mirror.Session, error) {
 	if err := id.UnmarshalText(text[:len(text)-1]); err != nil {
 		return nil, err
 	}
-	var dirs []*store.Dir
-	for _, name := range y.names {
-		if d, err := store.OpenDir(y.fs, y.path(name), id); err == nil { // else its disk is away
-			dirs = append(dirs, d)
+	find := func(wanted quorum.UUID) (*store.Dir, error) {
+		for _, d := range y.stores(id) {
+			if d.ID() == wanted {
+				return d, nil
+			}
 		}
+		return nil, errors.New("it is away")
 	}
 	return mirror.Open(context.Background(), mirror.OpenConfig{
-		ID: theVolume, Stores: dirs, Purpose: mirror.ForDevice, Attachment: a.Epoch, Holder: "explorer", Boot: quorum.UUID{9}, Log: quiet,
+		ID: theVolume, Stores: y.stores(id), Find: find, Purpose: mirror.ForDevice, Attachment: a.Epoch, Holder: "explorer", Boot: quorum.UUID{9}, Log: quiet,
 	})
 }
 
@@ -153,6 +155,16 @@ func (y *yard) publish() (volume.Attachment, error) {
 	return y.engine.Publish(context.Background(), theVolume, theNode, engine.PublishOptions{})
 }
 
+// stores are those that are there.
+func (y *yard) stores(installation quorum.UUID) (dirs []*store.Dir) {
+	for _, name := range y.names {
+		if d, err := store.OpenDir(y.fs, y.path(name), installation); err == nil {
+			dirs = append(dirs, d)
+		}
+	}
+	return dirs
+}
+
 // fenced begins the receipts of writers that were gone. Each receipt is another.
 const fenced = "fenced "
 
@@ -162,14 +174,32 @@ func (y *yard) wayOut(a volume.Attachment) error {
 	if _, err := y.engine.Fence(ctx, a, engine.FenceOptions{Reason: "test", Kill: true}); err != nil {
 		return fmt.Errorf("fence: %w", err)
 	}
-	b, err := y.engine.Evidence(ctx, a, nil)
+	err := proven(func() (engine.Barrier, error) { return y.engine.Evidence(ctx, a, nil) },
+		func(b engine.Barrier) error { return y.engine.Seal(ctx, b, []byte(fenced+b.View)) })
 	if err != nil {
-		return fmt.Errorf("evidence: %w", err)
-	}
-	if err := y.engine.Seal(ctx, b, []byte(fenced+b.View)); err != nil {
-		return fmt.Errorf("seal: %w", err)
+		return err
 	}
 	return y.unpublish(a)
+}
+
+// proven takes evidence and seals with it, and takes it anew where a replica has dropped out between the two, as the gate does.
+func proven(evidence func() (engine.Barrier, error), seal func(b engine.Barrier) error) error {
+	for again := 0; ; again++ {
+		b, err := evidence()
+		if err != nil {
+			return fmt.Errorf("evidence: %w", err)
+		}
+		if len(b.Unresolved) > 0 {
+			return fmt.Errorf("unresolved: %+v", b.Unresolved)
+		}
+		err = seal(b)
+		if err == nil {
+			return nil
+		}
+		if again == 2 || !errors.Is(err, engine.ErrStaleEpoch) {
+			return fmt.Errorf("seal: %w", err)
+		}
+	}
 }
 
 func (y *yard) unpublish(a volume.Attachment) error {
@@ -184,14 +214,8 @@ func leave(w *mirror.Session, receipt string) error {
 	if err := w.Stop(); err != nil {
 		return fmt.Errorf("barrier: %w", err)
 	}
-	b, err := w.Evidence(context.Background(), nil)
-	if err != nil {
-		return fmt.Errorf("evidence: %w", err)
-	}
-	if len(b.Unresolved) > 0 {
-		return fmt.Errorf("unresolved: %+v", b.Unresolved)
-	}
-	return w.Seal(b, []byte(receipt))
+	return proven(func() (engine.Barrier, error) { return w.Evidence(context.Background(), nil) },
+		func(b engine.Barrier) error { return w.Seal(b, []byte(receipt)) })
 }
 
 func (y *yard) receipts() (out []string, err error) {
