@@ -25,6 +25,7 @@ type entry struct {
 	Order     json.RawMessage `json:"order"`
 	First     json.RawMessage `json:"first,omitempty"` // nil: the device was never there
 	Info      json.RawMessage `json:"info,omitempty"`
+	Format    int             `json:"format,omitempty"` // on disk, that its engine writes; 0: not known
 	Deaths    int             `json:"deaths,omitempty"`
 	Lost      string          `json:"lost,omitempty"` // why the device was given up
 	Since     time.Time       `json:"since"`

@@ -214,7 +214,8 @@ func (d *held) make(ctx context.Context, s Spec, report func(engine.Progress)) (
 		return err
 	}
 	d.host.step("first: attached")
-	return d.update(func(e *entry) { e.First, e.Info = info, info })
+	format := formatOf(ctx, p, 0)
+	return d.update(func(e *entry) { e.First, e.Info, e.Format = info, info, format })
 }
 
 // appearWithin bounds how long the kernel may take to make a block device of a file that is served.

@@ -64,8 +64,12 @@ func (d *held) standby(ctx context.Context, program Executable, old *process) (n
 	}
 	d.host.step("upgrade: started")
 	is, err := old.pulse(ctx)
-	if err == nil && (is.Format < next.formats[0] || is.Format > next.formats[1]) {
-		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], is.Format)
+	format := d.entry.Format // what was known before it hung
+	if err == nil {
+		format = is.Format
+	}
+	if format != 0 && (format < next.formats[0] || format > next.formats[1]) {
+		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], format)
 		return nil, false, errors.Join(err, next.kill())
 	}
 	if err != nil {
@@ -137,6 +141,14 @@ func (d *held) probation(ctx context.Context, next *process) error {
 	}
 }
 
+// formatOf is the format on disk that the engine writes, or what it was where it does not say.
+func formatOf(ctx context.Context, p *process, before int) int {
+	if is, err := p.pulse(ctx); err == nil {
+		return is.Format
+	}
+	return before
+}
+
 // keep ends the old engine. Whatever becomes of it, it has yielded.
 func (d *held) keep(ctx context.Context, old, next *process, program Executable, u Upgrade) error {
 	d.host.step("upgrade: watched")
@@ -147,7 +159,8 @@ func (d *held) keep(ctx context.Context, old, next *process, program Executable,
 	if before != nil {
 		before.Close()
 	}
-	if err := d.update(func(e *entry) { e.Engines = []running{next.running()} }); err != nil {
+	format := formatOf(ctx, next, d.entry.Format)
+	if err := d.update(func(e *entry) { e.Engines, e.Format = []running{next.running()}, format }); err != nil {
 		return err
 	}
 	d.host.log.Info("engine upgraded", append(d.log(), "from", u.From, "to", u.To, "pause", u.Pause)...)

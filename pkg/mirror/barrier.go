@@ -32,6 +32,7 @@ func (s *Session) leftClean() error {
 	if s.Config().Flags.Has(quorum.Clean) {
 		return nil
 	}
+	s.comeBack() // nothing else would: it is stopped
 	return s.Update(func(c *quorum.Config) error {
 		c.Flags |= quorum.Clean
 		return nil

@@ -40,6 +40,9 @@ func (s *Session) mend(block int64) error {
 	}
 	defer s.pages.put(held)
 	win, rule := quorum.Winner(copies, expected)
+	if rule == quorum.ByNobody && s.renewed(held, block) {
+		return s.mend(block)
+	}
 	if mutant.RepairFromAnyCopy {
 		win, rule = 0, quorum.ByMajority
 	}
@@ -84,6 +87,24 @@ func (s *Session) expected(block int64) (*quorum.Hash, *page, error) {
 		return &h, p, nil
 	}
 	return nil, p, nil
+}
+
+// renewed looks for a newer entry of the block on any member than the one in memory, which may be from a member that has lost a write, and says
+// that there is one. It is in memory then.
+func (s *Session) renewed(p *page, block int64) bool {
+	raw := vfs.GetBuffer(store.PageSize)
+	defer vfs.PutBuffer(raw)
+	if _, err := s.mergePage(p.index, raw); err != nil {
+		return false
+	}
+	at := slot(block)
+	found, sound := digest.Decode(raw[at:at+digest.EntrySize], block)
+	have, known := p.entry(block)
+	if !sound || known && !newer(found.Version, have.Version) {
+		return false
+	}
+	s.pages.set(p, block, found)
+	return true
 }
 
 // adopt makes a copy's content what the engine expects, where it had no sound entry. The region's sum already counted

@@ -146,11 +146,31 @@ func (s *Session) readBack(index int64, expected *expectation, want *blockset, m
 			continue
 		}
 		s.log.Warn("checksums differ from what was written, rewriting them", "volume", s.id, "region", index, "replica", m.replica.id())
-		if err := writeRegionEntries(m.replica, index, &expected.entries); err != nil {
+		if err := s.rewriteEntries(m.replica, index, expected); err != nil {
 			return nil, s.exclude(failures{{m.replica, err}})
 		}
 	}
 	return sortedKeys(wrong), nil
+}
+
+// rewriteEntries gives a replica the entries of a region, and reads them back: the disk has lost them once.
+func (s *Session) rewriteEntries(r *replica, index int64, expected *expectation) error {
+	if err := writeRegionEntries(r, index, &expected.entries); err != nil {
+		return err
+	}
+	return s.readsAs(r, index, expected, &blockset{})
+}
+
+// readsAs is an error where the wanted blocks of a replica, or its entries of the region, are not what is expected.
+func (s *Session) readsAs(r *replica, index int64, expected *expectation, want *blockset) error {
+	m, err := readImage(s.hash, r, index, want)
+	switch {
+	case err != nil:
+		return err
+	case m.entries != expected.entries, len(m.wrong(index, expected, want)) > 0:
+		return fmt.Errorf("store %s: region %d reads differently right after it was written", r.dir.Path(), index)
+	}
+	return nil
 }
 
 // wrong lists the wanted blocks whose content is not what is expected.

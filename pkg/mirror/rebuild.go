@@ -156,7 +156,7 @@ func (s *Session) replaceRecord(v *view, voter quorum.Voter) error {
 }
 
 // rebuild makes r identical to the members while the volume is in use, and then a member (DESIGN.md §3.5). It copies
-// only regions that r says it was writing, or whose sums differ, and in them only blocks that differ.
+// only regions that r says it was writing, or whose sums differ, and in them only blocks that differ, and reads them back: nobody will look at them again before a scrub does.
 func (s *Session) rebuild(ctx context.Context, r *replica, report func(engine.Progress)) error {
 	s.log.Info("rebuild begins", "volume", s.id, "replica", r.id())
 	if err := s.takeWrites(r); err != nil {
@@ -255,7 +255,9 @@ func (s *Session) copyRegion(r *replica, index int64) (digest.Sum, error) {
 	}
 	buf := vfs.GetBuffer(store.BlockSize)
 	defer vfs.PutBuffer(buf)
+	var written blockset
 	for _, block := range mine.wrong(index, expected, &want) {
+		written.add(block % store.RegionBlocks)
 		if err := s.readLocked(buf, block); err != nil {
 			return digest.Sum{}, err
 		}
@@ -263,10 +265,13 @@ func (s *Session) copyRegion(r *replica, index int64) (digest.Sum, error) {
 			return digest.Sum{}, err
 		}
 	}
-	if mine.entries == expected.entries && mine.sound == expected.sound {
+	if written.empty() && mine.entries == expected.entries && mine.sound == expected.sound {
 		return expected.sum(s.hash), nil
 	}
-	return expected.sum(s.hash), writeRegionEntries(r, index, &expected.entries)
+	if err := writeRegionEntries(r, index, &expected.entries); err != nil {
+		return digest.Sum{}, err
+	}
+	return expected.sum(s.hash), s.readsAs(r, index, expected, &written)
 }
 
 func writeRegionEntries(r *replica, index int64, entries *[store.RegionBlocks]digest.Entry) error {

@@ -15,10 +15,12 @@ var errYielded = fmt.Errorf("%w: the volume was handed over to the next engine",
 // answer is what the guest is told. Where the session was ended by force and the next engine can be asked instead, it is told
 // nothing until the session is closed: the kernel asks again whoever serves next. The caller holds nothing.
 func (s *Session) answer(err error) error {
-	if err == nil || !s.suspend || errors.Is(err, syscall.ENOSPC) || errors.Is(err, errStopped) {
+	if err == nil || !s.suspend {
 		return err
 	}
-	s.outOfReach()
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, errStopped) {
+		s.outOfReach()
+	}
 	if cause := s.broken.Load(); cause == nil || errors.Is(*cause, errYielded) {
 		return err
 	}

@@ -35,6 +35,9 @@ type guest struct {
 	blocks map[int64]*truth
 	recent map[int64]*truth // those with writes that the newest flush does not cover
 	next   uint64           // value that no sector was written with yet
+
+	flushes uint64           // begun
+	settled map[int64]uint64 // by block: the flush, of those that have ended, that began last
 }
 
 // truth is what the guest knows of a block.
@@ -58,7 +61,7 @@ type guestWrite struct {
 }
 
 func newGuest(w *world) *guest {
-	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}}
+	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}, settled: map[int64]uint64{}}
 }
 
 func (g *guest) block(i int64) *truth {
@@ -242,6 +245,7 @@ func (l *workload) flush() error {
 
 // covered is what a flush that begins now makes stable.
 type covered struct {
+	flush  uint64
 	now    map[int64][blockSectors][]uint64
 	before map[*guestWrite]bool
 }
@@ -249,7 +253,8 @@ type covered struct {
 func (g *guest) answered() covered {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	c := covered{map[int64][blockSectors][]uint64{}, map[*guestWrite]bool{}}
+	g.flushes++
+	c := covered{g.flushes, map[int64][blockSectors][]uint64{}, map[*guestWrite]bool{}}
 	for i, b := range g.recent {
 		var now [blockSectors][]uint64
 		for k, s := range b {
@@ -270,6 +275,10 @@ func (g *guest) settle(c covered) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for i, now := range c.now {
+		if g.settled[i] > c.flush {
+			continue // one that began later has ended before
+		}
+		g.settled[i] = c.flush
 		b, left := g.blocks[i], 0
 		for k := range b {
 			b[k].stable = now[k]

@@ -264,8 +264,8 @@ func (w *world) forgiven(err error) error {
 		return nil
 	case errors.Is(err, errDeviceDead), errors.Is(err, errDetaching):
 		return err
-	case errors.Is(err, syscall.EIO) && w.plan.has(readError) && w.invariants.copies() <= 2:
-		return nil // the last good copy, or the last but one while the other is being excluded
+	case errors.Is(err, syscall.EIO) && w.plan.has(readError):
+		return nil // of the last good copy, or of all at once
 	}
 	w.fail("the guest is told %v", err)
 	return err
