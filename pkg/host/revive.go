@@ -109,6 +109,9 @@ func (d *held) succeed(ctx context.Context) (*process, error) {
 	}
 	d.host.log.Debug("next engine stands by", append(d.log(), "engine", p.pid, "after", time.Since(d.since))...)
 	d.host.step("next: started")
+	if unfit := p.unfit(d.entry.Format); unfit != nil {
+		return nil, errors.Join(unfit, p.kill())
+	}
 	if err := d.takeOver(ctx, p, 0); err != nil {
 		err = errors.Join(err, p.kill())
 		d.hear(p)

@@ -68,9 +68,8 @@ func (d *held) standby(ctx context.Context, program Executable, old *process) (n
 	if err == nil {
 		format = is.Format
 	}
-	if format != 0 && (format < next.formats[0] || format > next.formats[1]) {
-		err := fmt.Errorf("version %s reads formats %d to %d, the volume has %d", next.version, next.formats[0], next.formats[1], format)
-		return nil, false, errors.Join(err, next.kill())
+	if unfit := next.unfit(format); unfit != nil {
+		return nil, false, errors.Join(unfit, next.kill())
 	}
 	if err != nil {
 		d.host.log.Warn("engine does not answer", append(d.log(), "engine", old.pid, "error", err)...)
@@ -139,6 +138,14 @@ func (d *held) probation(ctx context.Context, next *process) error {
 			}
 		}
 	}
+}
+
+// unfit says why the engine cannot serve a volume of that format; 0: not known.
+func (p *process) unfit(format int) error {
+	if format == 0 || p.formats[0] <= format && format <= p.formats[1] {
+		return nil
+	}
+	return fmt.Errorf("version %s reads formats %d to %d, the volume has %d", p.version, p.formats[0], p.formats[1], format)
 }
 
 // formatOf is the format on disk that the engine writes, or what it was where it does not say.

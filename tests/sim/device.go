@@ -18,7 +18,6 @@ var errDeviceDead = errors.New("the device is dead")
 type attached struct {
 	w     *world
 	guest *machine.Guest
-	size  volume.Bytes
 }
 
 // open has the guest open a device that was attached just now.
@@ -30,7 +29,7 @@ func (w *world) open(d engine.Device) (*attached, error) {
 	w.kernel.mount(target)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.device = &attached{w: w, guest: g, size: d.Size}
+	w.device = &attached{w: w, guest: g}
 	w.alive, w.excused = true, w.lostReason != ""
 	return w.device, nil
 }

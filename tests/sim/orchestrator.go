@@ -107,7 +107,7 @@ func (o *orchestrator) stage(at volume.Attachment) (d *attached, ok bool) {
 
 // use has the guest work on a device.
 func (o *orchestrator) use(d *attached, stay time.Duration) bool {
-	l := o.w.guest.run(d, int64(d.size)/blockBytes, o.w.plan.streams)
+	l := o.w.guest.run(d, o.w.plan.regions*regionBlocks, o.w.plan.streams)
 	time.Sleep(between(o.r, 100*time.Millisecond, stay))
 	if o.w.plan.has(detachInUse) && o.r.IntN(2) == 0 {
 		o.refused()

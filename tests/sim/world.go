@@ -144,7 +144,7 @@ func (w *world) last(o *orchestrator) {
 		return
 	}
 	if d != nil {
-		if err := w.guest.readAll(d, int64(d.size)/blockBytes); w.forgiven(err) != nil {
+		if err := w.guest.readAll(d, w.plan.regions*regionBlocks); w.forgiven(err) != nil {
 			w.fail("reading everything after all faults have gone: %v", err)
 		}
 		d.close()
