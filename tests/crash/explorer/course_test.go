@@ -18,6 +18,7 @@ import (
 
 // plan is a fault in a course: one call on one disk fails, or that and every later one there until it is over.
 type plan struct {
+	course  string // life or salvage
 	stores  int
 	disk    string
 	kind    faultKind
@@ -30,7 +31,7 @@ func (p plan) String() string {
 	if p.forever {
 		how = "for-ever"
 	}
-	return fmt.Sprintf("%d/%s/%s/%s/%d", p.stores, p.disk, p.kind.name, how, p.n)
+	return fmt.Sprintf("%s/%d/%s/%s/%s/%d", p.course, p.stores, p.disk, p.kind.name, how, p.n)
 }
 
 // fault performs a plan.
@@ -108,6 +109,7 @@ func (f *fault) happened() string {
 // course is the life of a volume through a fault. Each step ends well, or fails, and then does when it is asked for again, in this process or in the next.
 type course struct {
 	disks  *disks
+	away   []string // disks on which every call fails
 	fault  *fault
 	anew   bool // asked again in a new process
 	y      *yard
@@ -151,7 +153,7 @@ func (c *course) step(name string, do func() error) error {
 // spared are the steps that one bad store of three is no reason for to fail. A volume is made whole or not at all, and deleted on every store that
 // is there.
 func (c *course) spared(step string) bool {
-	return c.fault.stores == 3 && c.fault.disk != stateDisk && !slices.Contains([]string{"create", "bring back", "delete", "start"}, step)
+	return c.fault.course == "life" && c.fault.stores == 3 && c.fault.disk != stateDisk && !slices.Contains([]string{"create", "bring back", "delete", "start"}, step)
 }
 
 // try makes one attempt. A panic in it ends the test.
@@ -167,8 +169,16 @@ func (c *course) try(do func() error) error {
 }
 
 func (c *course) start() (err error) {
-	c.y, err = openYard(vfs.Faulty(c.disks, c.fault.hook), c.disks.names, len(c.disks.names)-1)
+	c.y, err = openYard(vfs.Faulty(without(c.disks, c.away...), c.fault.hook), c.disks.names, len(c.disks.names)-1)
 	return err
+}
+
+// started starts where nothing runs.
+func (c *course) started() error {
+	if c.y != nil {
+		return nil
+	}
+	return c.start()
 }
 
 // restart goes on in a new process.
@@ -339,15 +349,10 @@ type courseStep struct {
 	do   func() error
 }
 
-// life is everything that is asked of a volume. mend: the fault ends half-way, and the replicas are brought back.
-func (c *course) life(mend bool) []courseStep {
-	first := []courseStep{
-		{"start", func() error {
-			if c.y != nil {
-				return nil
-			}
-			return c.start()
-		}},
+// life is everything that is asked of a volume. Half-way the fault ends, where it has begun, and the replicas are brought back.
+func (c *course) life() []courseStep {
+	return []courseStep{
+		{"start", c.started},
 		{"create", func() error { return c.y.create() }},
 		{"publish", c.publish},
 		{"attach", c.alive},
@@ -365,11 +370,7 @@ func (c *course) life(mend bool) []courseStep {
 		{"write", func() error { return c.write(0, 8, false) }},
 		{"flush", c.flush},
 		{"write", func() error { return c.write(1024*8, 1024*8+12, false) }},
-	}
-	if mend {
-		first = append(first, courseStep{"bring back", c.bringBack})
-	}
-	return append(first, []courseStep{
+		{"bring back", c.bringBack},
 		{"death", func() error { c.drop(); return nil }},
 		{"fence", c.fence},
 		{"publish", c.publish},
@@ -378,7 +379,7 @@ func (c *course) life(mend bool) []courseStep {
 		{"unpublish", c.unpublish},
 		{"receipts", c.wantReceipts},
 		{"delete", c.delete},
-	}...)
+	}
 }
 
 // wantReceipts wants those that were answered, in their order; others only where they were asked for.
@@ -415,8 +416,10 @@ func (c *course) run(steps []courseStep) error {
 			return err
 		}
 	}
-	c.y.close()
-	c.y = nil
+	if c.y != nil {
+		c.y.close()
+		c.y = nil
+	}
 	c.fault.over()
 	if err := c.start(); err != nil {
 		return fmt.Errorf("a lock was left: %w", err)

@@ -17,12 +17,13 @@ import (
 	"time"
 )
 
-var failFlag = flag.String("fail.run", "", "one run of TestFailEveryCall, such as 3/s0/EIO/once/17, to see what it does")
+var failFlag = flag.String("fail.run", "", "one run of TestFailEveryCall, such as life/3/s0/EIO/once/17, to see what it does")
 
 // failShort is how many runs CI makes of each kind of fault, spread over all calls.
 const failShort = 15
 
-func newCourse(p plan) *course {
+// newCourse returns the course of the plan, with its steps.
+func newCourse(p plan) (*course, []courseStep) {
 	c := &course{
 		disks: newDisks(yardDisks(p.stores)...), fault: &fault{plan: p}, anew: p.n%2 == 0,
 		truth: &truth{stores: p.stores, blocks: map[int64]*content{}},
@@ -32,15 +33,23 @@ func newCourse(p plan) *course {
 			panic(err)
 		}
 	}
-	return c
+	if p.course == "life" {
+		return c, c.life()
+	}
+	g := newSalvaging()
+	if err := g.prepare(c.disks); err != nil {
+		panic(err)
+	}
+	c.away = []string{"s1", "s2"}
+	return c, g.steps(c)
 }
 
 // calls is how many calls of a course could fail as planned.
 func calls(t *testing.T, p plan) (n int) {
 	p.n = 0
 	synctest.Test(t, func(t *testing.T) {
-		c := newCourse(p)
-		if err := c.run(c.life(true)); err != nil {
+		c, steps := newCourse(p)
+		if err := c.run(steps); err != nil {
 			t.Fatal(err)
 		}
 		n = c.fault.seen
@@ -48,20 +57,19 @@ func calls(t *testing.T, p plan) (n int) {
 	return n
 }
 
-// TestFailEveryCall fails each call of the file system in turn that the life of a volume makes on a disk, in every way, once or for ever:
+// TestFailEveryCall fails each call of the file system in turn that the life of a volume, or a salvage, makes on a disk, in every way, once or for ever:
 // each step ends well, or with an error, and then does when it is asked for again, in the same process or a new one. Nothing that was promised
 // is gone, no lock is left, nothing hangs.
 func TestFailEveryCall(t *testing.T) {
 	var all []plan
-	for _, stores := range []int{1, 3} {
-		for _, disk := range []string{"s0", "s1", stateDisk} {
-			if stores == 1 && disk == "s1" {
-				continue
-			}
-			for _, kind := range faultKinds {
-				for _, forever := range []bool{false, true} {
-					all = append(all, runsOf(t, plan{stores: stores, disk: disk, kind: kind, forever: forever})...)
-				}
+	for _, where := range []plan{
+		{course: "life", stores: 1, disk: "s0"}, {course: "life", stores: 1, disk: stateDisk},
+		{course: "life", stores: 3, disk: "s0"}, {course: "life", stores: 3, disk: "s1"}, {course: "life", stores: 3, disk: stateDisk},
+		{course: "salvage", stores: 3, disk: "s0"}, {course: "salvage", stores: 3, disk: stateDisk},
+	} {
+		for _, where.kind = range faultKinds {
+			for _, where.forever = range []bool{false, true} {
+				all = append(all, runsOf(t, where)...)
 			}
 		}
 	}
@@ -110,8 +118,8 @@ type outcome struct {
 
 func runFailing(t *testing.T, p plan) (o outcome) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCourse(p)
-		o.err = c.run(c.life(true))
+		c, steps := newCourse(p)
+		o.err = c.run(steps)
 		o.failed, o.hit = c.failed, c.fault.happened()
 	})
 	return o
@@ -145,7 +153,7 @@ func (f *failures) add(of plan, o outcome) {
 	}
 	for _, s := range o.failed {
 		step, _, _ := strings.Cut(s, ":")
-		f.steps[fmt.Sprint(of.stores, " ", of.disk, " ", step)]++
+		f.steps[fmt.Sprint(of.course, " ", of.stores, " ", of.disk, ": ", step)]++
 	}
 	if *failFlag != "" {
 		f.t.Logf("%s: %q failed: %q, %v", of, o.hit, o.failed, o.err)
