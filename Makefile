@@ -106,7 +106,7 @@ bench-detach: deps build ## barrier time by what was written and by size of the 
 .PHONY: fuzz
 fuzz: ## every fuzz target for TIME each (TIME=60s); what is interesting is kept for the next time
 	@mkdir -p $(BELAY_REPORT_DIR)
-	go run ./tests/fuzz -time $(TIME) -cache "$$(go env GOCACHE)/fuzz"
+	go run ./tests/fuzz -libraries -time $(TIME) -cache "$$(go env GOCACHE)/fuzz"
 
 .PHONY: fuzz-short
 fuzz-short:

@@ -57,7 +57,7 @@ func FuzzDamagedHistory(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for at := range uint(len(good)) {
+	for at := uint(0); at < uint(len(good)); at += 7 {
 		f.Add(at, byte(1))
 	}
 	f.Fuzz(func(t *testing.T, at uint, change byte) {

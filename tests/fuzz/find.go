@@ -18,6 +18,7 @@ import (
 
 // fuzzed is a package with fuzz targets.
 type fuzzed struct {
+	module  string
 	path    string // to import it
 	dir     string
 	targets []string
@@ -26,12 +27,13 @@ type fuzzed struct {
 // listed is what `go list -json` says of a package, as far as it is needed.
 type listed struct {
 	ImportPath, Dir           string
+	Module                    struct{ Path string }
 	TestGoFiles, XTestGoFiles []string
 }
 
 // find returns every package of the module in root with the targets whose name, after that of the package and a dot, is wanted. None is an error.
 func find(ctx context.Context, root string, wanted *regexp.Regexp) (out []fuzzed, err error) {
-	list := exec.CommandContext(ctx, "go", "list", "-json=ImportPath,Dir,TestGoFiles,XTestGoFiles", "./...")
+	list := exec.CommandContext(ctx, "go", "list", "-json=ImportPath,Dir,Module,TestGoFiles,XTestGoFiles", "./...")
 	list.Dir = root
 	text, err := list.Output()
 	if err != nil {
@@ -59,7 +61,7 @@ func find(ctx context.Context, root string, wanted *regexp.Regexp) (out []fuzzed
 }
 
 func targetsOf(p listed, wanted *regexp.Regexp) (fuzzed, error) {
-	f := fuzzed{path: p.ImportPath, dir: p.Dir}
+	f := fuzzed{module: p.Module.Path, path: p.ImportPath, dir: p.Dir}
 	for _, name := range append(p.TestGoFiles, p.XTestGoFiles...) {
 		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
 		if err != nil {

@@ -1,6 +1,6 @@
 // Command fuzz finds every fuzz target of the module and runs each for a while, several at once with one worker each.
 //
-//	go run ./tests/fuzz -time 60s [-run REGEXP] [-cache DIR]
+//	go run ./tests/fuzz -time 60s [-run REGEXP] [-cache DIR] [-libraries]
 //
 // It prints a table, also into fuzz.txt in the directory BELAY_REPORT_DIR. What is found is written to testdata/fuzz beside the
 // target, from where `go test` runs it from then on. The exit code is 1 where a target fails.
@@ -25,6 +25,7 @@ func main() {
 	flag.IntVar(&r.workers, "workers", runtime.NumCPU(), "how many targets run at once")
 	flag.StringVar(&only, "run", "", "run the targets whose PACKAGE.NAME matches")
 	flag.StringVar(&r.cache, "cache", "", "directory that keeps what was interesting for the next run (default: forget it)")
+	flag.BoolVar(&r.libraries, "libraries", false, "be guided by the libraries' code, too, and not by the module's alone")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

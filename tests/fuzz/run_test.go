@@ -47,23 +47,25 @@ func TestWhatAFuzzerFindsFails(t *testing.T) {
 	if err != nil || len(packages) != 1 || len(packages[0].targets) != 2 {
 		t.Fatalf("%+v, %v", packages, err)
 	}
-	r := runner{time: time.Second, workers: 2, dir: t.TempDir(), cache: t.TempDir()}
-	out := r.run(t.Context(), packages)
-	if len(out) != 2 {
-		t.Fatalf("%+v", out)
+	for _, libraries := range []bool{false, true} {
+		r := runner{time: time.Second, workers: 2, dir: t.TempDir(), cache: t.TempDir(), libraries: libraries}
+		out := r.run(t.Context(), packages)
+		if len(out) != 2 {
+			t.Fatalf("%+v", out)
+		}
+		bad, good := out[0], out[1]
+		if good.name != "x.FuzzGood" || good.failed != "" || good.execs == 0 {
+			t.Errorf("%+v", good)
+		}
+		if bad.name != "x.FuzzBad" || !strings.Contains(bad.failed, "found") {
+			t.Errorf("%+v", bad)
+		}
+		if err := report(out, time.Second); err == nil || !strings.Contains(err.Error(), "1 target") {
+			t.Errorf("reported as %v", err)
+		}
 	}
-	bad, good := out[0], out[1]
-	if good.name != "x.FuzzGood" || good.failed != "" || good.execs == 0 {
-		t.Errorf("%+v", good)
-	}
-	if bad.name != "x.FuzzBad" || !strings.Contains(bad.failed, "found") {
-		t.Errorf("%+v", bad)
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "testdata/fuzz/FuzzBad/*")); len(left) != 1 {
-		t.Errorf("left of what was found: %v", left)
-	}
-	if err := report(out, time.Second); err == nil || !strings.Contains(err.Error(), "1 target") {
-		t.Errorf("reported as %v", err)
+	if left, _ := filepath.Glob(filepath.Join(dir, "testdata/fuzz/FuzzBad/*")); len(left) == 0 {
+		t.Error("nothing is left of what was found")
 	}
 	if _, err := find(t.Context(), dir, regexp.MustCompile("none")); err == nil {
 		t.Error("no target is no error")
