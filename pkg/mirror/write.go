@@ -137,22 +137,20 @@ func (s *Session) changeOnce(first, n int64, m mutation) (failures, error) {
 	if len(failed) > 0 && failed.set()&v.config.Members == v.config.Members {
 		return nil, s.allFailed(failed)
 	}
+	held, err := s.pin(first, n) // before anything is written: where they cannot be read nothing could be recorded of it
+	defer s.unpin(held)
+	if err != nil {
+		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, err)
+	}
 	entries := make([]digest.Hash, n)
-	var held []*page
-	var pagesErr error
 	failed = append(failed, m.apply(v.writers(), func() {
-		held, pagesErr = s.pin(first, n)
 		for i := range entries {
 			entries[i] = m.hash(int64(i))
 		}
 	})...)
-	defer s.unpin(held)
 	switch quorum.Acknowledgement(v.config.Members, failed.set(), failed.harmless()) {
 	case quorum.Refuse, quorum.Lost:
 		return nil, s.allFailed(failed)
-	}
-	if pagesErr != nil {
-		return nil, fmt.Errorf("checksums of volume %s: %w", s.id, pagesErr)
 	}
 	s.record(held, first, entries)
 	return failed, nil

@@ -90,6 +90,30 @@ func TestPowerCutWhileAReplicaIsRemoved(t *testing.T) {
 	})
 }
 
+// TestSweptReplicaDoesNotComeBackInPart: a process is killed when it has moved a replica away, the next one sweeps, and the power fails: of
+// what that removed any part may be gone, and with it the move.
+func TestSweptReplicaDoesNotComeBackInPart(t *testing.T) {
+	m := newMem(t)
+	moved := false
+	d := openStore(t, vfs.Faulty(m, func(op *vfs.Op) error {
+		if moved && op.Kind.Alters() {
+			return errPowerCut
+		}
+		moved = op.Kind == vfs.OpRename
+		return nil
+	}))
+	wantError(t, "remove", d.Remove(testID), errPowerCut)
+	m = m.Restart()
+	must(t, openStore(t, m).Sweep())
+	i := m.Freeze()
+	for gone := range i.Pending() {
+		d := openStore(t, i.Crash(func(change int) vfs.Fate { return vfs.Fate{Survives: change == gone} }))
+		if ids, err := d.Replicas(); err != nil || len(ids) > 0 {
+			openReplica(t, d)
+		}
+	}
+}
+
 func TestPowerCutWhileAReceiptIsPut(t *testing.T) {
 	m := newMem(t)
 	must(t, openStore(t, m).PutReceipt(testID, 1, []byte("old")))

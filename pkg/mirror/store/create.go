@@ -143,6 +143,9 @@ func atOnce(calls ...func() error) error {
 
 // Sweep removes what interrupted calls of Create and Remove left. The caller holds the Lock, and nobody calls those meanwhile.
 func (d *Dir) Sweep() error {
+	if err := d.settle(); err != nil { // first, as in Remove: what a killed process had moved away must not come back in part
+		return d.errorf("sweeping: %w", err)
+	}
 	var errs []error
 	for _, name := range []string{incomingName, trashName} {
 		entries, err := d.fs.ReadDir(d.join(name))
