@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/belay-storage/belay/pkg/device"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/locks"
+	"github.com/belay-storage/belay/pkg/mutant"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/wire"
 )
@@ -81,7 +83,8 @@ type runner struct {
 	finish  chan error    // what ends the process: the first counts
 	over    chan struct{} // closed when it ends
 
-	change locks.Mutex // held while the state changes
+	change  locks.Mutex // held while the state changes
+	earlier []Server    // guarded by change: those that take nothing any more, and had not answered all when that was given up
 
 	mu      sync.Mutex
 	taken   bool // once; from then on it outlives its host
@@ -212,7 +215,7 @@ func (r *runner) take(ctx context.Context, t Take, report func(engine.Progress))
 	if err != nil {
 		return nil, err
 	}
-	if err := r.serve(s, t.Resend); err != nil {
+	if err := r.serve(s, t.Resend && !mutant.NoResend); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	go r.mourn(s)
@@ -280,16 +283,30 @@ func (r *runner) yield(ctx context.Context, within time.Duration) error {
 	}
 	bounded, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("not drained within %v", within))
 	defer cancel()
-	if err := r.server.Quiesce(bounded); err != nil {
+	if err := r.drained(bounded); err != nil {
+		r.earlier = append(r.earlier, r.server) // what it has taken it still answers
 		if again := r.serve(s, false); again != nil {
 			r.end(again)
 		}
 		return fmt.Errorf("%w: %w", engine.ErrBusy, err)
 	}
 	r.mu.Lock()
-	r.session, r.server = nil, nil
+	r.session, r.server, r.earlier = nil, nil, nil
 	r.mu.Unlock()
 	return s.Yield()
+}
+
+// drained returns when no server takes any more requests, and each has answered those that it took.
+func (r *runner) drained(ctx context.Context) error {
+	if mutant.YieldWithoutDrain {
+		return nil
+	}
+	for _, s := range append(slices.Clone(r.earlier), r.server) {
+		if err := s.Quiesce(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r *runner) pulse() pulse {

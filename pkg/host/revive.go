@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/mutant"
 )
 
 // Pace of the attempts to start the next engine. The first is at once.
@@ -123,7 +124,7 @@ func (d *held) succeed(ctx context.Context) (*process, error) {
 // hear keeps the last words of a process that is dead until another one has been told them: also for the next host, since nobody else
 // knows what they say.
 func (d *held) hear(p *process) {
-	if words := p.lastWords(); words != nil {
+	if words := p.lastWords(); words != nil && !mutant.WordsForgotten {
 		if err := d.update(func(e *entry) { e.Words = words }); err != nil {
 			d.host.log.Error("host's entry cannot be written", append(d.log(), "error", err)...)
 			return
