@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"syscall"
 
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -143,7 +144,8 @@ func atOnce(calls ...func() error) error {
 
 // Sweep removes what interrupted calls of Create and Remove left. The caller holds the Lock, and nobody calls those meanwhile.
 func (d *Dir) Sweep() error {
-	if err := d.settle(); err != nil { // first, as in Remove: what a killed process had moved away must not come back in part
+	// First, as in Remove: what a killed process had moved away must not come back in part.
+	if err := d.settle(); err != nil && !errors.Is(err, syscall.EROFS) {
 		return d.errorf("sweeping: %w", err)
 	}
 	var errs []error
