@@ -22,7 +22,7 @@ func scenarios() []scenario {
 		all = append(all, volumeLife(n, n))
 		all = append(all, exhaustive(n)...)
 	}
-	all = append(all, volumeLife(2, 3), volumeLife(3, 4), salvageCut())
+	all = append(all, volumeLife(2, 3), volumeLife(3, 4), salvageCut(), oneReplica())
 	all = append(all, books()...)
 	return append(all,
 		session("quiet/3", 3, quietRegions),
