@@ -65,14 +65,14 @@ func (s *Session) verifyRegion(index int64, meter *meter) error {
 	}
 	left := reg.unsettledIn(allBlocks)
 	want := reg.written.without(&left)
-	bad, err := s.readBack(index, expected, &want, meter)
+	bad, rewritten, err := s.readBack(index, expected, &want, meter)
 	if err != nil {
 		return err
 	}
 	if !left.empty() {
 		return worse(errNoCopy, worse(s.mendEach(bad), s.flushShared()))
 	}
-	if len(bad) > 0 {
+	if len(bad) > 0 || rewritten {
 		if err := worse(s.mendEach(bad), s.flushShared()); err != nil {
 			return err
 		}
@@ -124,15 +124,15 @@ func (s *Session) expectedRegion(index int64) (*expectation, error) {
 }
 
 // readBack compares what every member holds of the wanted blocks with what is expected, and every member's entries of
-// the whole region. Wrong entries are rewritten; wrong blocks are returned.
-func (s *Session) readBack(index int64, expected *expectation, want *blockset, meter *meter) (bad []int64, err error) {
+// the whole region. Wrong entries are rewritten, which a flush makes durable; wrong blocks are returned.
+func (s *Session) readBack(index int64, expected *expectation, want *blockset, meter *meter) (bad []int64, rewritten bool, err error) {
 	if mutant.NoReadBack {
-		return nil, nil
+		return nil, false, nil
 	}
 	images, failed := readImages(s.hash, s.view.Load().members(), index, want)
 	if len(failed) > 0 {
 		if err := s.exclude(failed); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	wrong := map[int64]struct{}{}
@@ -147,10 +147,11 @@ func (s *Session) readBack(index int64, expected *expectation, want *blockset, m
 		}
 		s.log.Warn("checksums differ from what was written, rewriting them", "volume", s.id, "region", index, "replica", m.replica.id())
 		if err := s.rewriteEntries(m.replica, index, expected); err != nil {
-			return nil, s.exclude(failures{{m.replica, err}})
+			return nil, false, s.exclude(failures{{m.replica, err}})
 		}
+		rewritten = true
 	}
-	return sortedKeys(wrong), nil
+	return sortedKeys(wrong), rewritten, nil
 }
 
 // rewriteEntries gives a replica the entries of a region, and reads them back: the disk has lost them once.

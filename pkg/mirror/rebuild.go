@@ -67,13 +67,30 @@ func (s *Session) setRestoring(on bool) {
 	s.restoring = on
 }
 
-// comeBack opens again what has failed or was away, so that it votes: a session that is stopped does nothing in the background.
+// comeBack opens again what has failed or was away, so that it votes: a session that is stopped does nothing in the background. Members
+// that have failed are excluded, which they vote for themselves once they are open again.
 func (s *Session) comeBack() {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	if s.refusal(false) == nil {
-		s.reopen(s.Config().Members)
+	if s.refusal(false) != nil {
+		return
 	}
+	next := s.Config()
+	for _, f := range sick(s.view.Load().members()) {
+		next.Members = next.Members.Without(quorum.SetOf(f.replica.index))
+	}
+	if next.Members == 0 || next.Members == s.Config().Members {
+		s.reopen(s.Config().Members)
+		return
+	}
+	s.markLossy() // before they vote again
+	s.reopen(next.Members)
+	if err := s.commit(next, true); err != nil {
+		for _, r := range s.view.Load().pick(s.Config().Members.Without(next.Members)) {
+			r.Fail(fmt.Errorf("it is still to be excluded: %w", err))
+		}
+	}
+	s.events.replicas(s)
 }
 
 func (s *Session) outOfSync() quorum.Set {

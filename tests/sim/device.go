@@ -18,6 +18,7 @@ var errDeviceDead = errors.New("the device is dead")
 type attached struct {
 	w     *world
 	guest *machine.Guest
+	path  string
 }
 
 // open has the guest open a device that was attached just now.
@@ -29,7 +30,7 @@ func (w *world) open(d engine.Device) (*attached, error) {
 	w.kernel.mount(target)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.device = &attached{w: w, guest: g}
+	w.device = &attached{w: w, guest: g, path: d.Path}
 	w.alive, w.excused = true, w.lostReason != ""
 	return w.device, nil
 }

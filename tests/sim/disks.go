@@ -63,6 +63,12 @@ const (
 	nodeLost        fault = "node lost"
 	detachForgotten fault = "unstage forgotten"
 	detachInUse     fault = "detach asked for while in use"
+	detachAbandoned fault = "unstage asked for once and forgotten"
+	stagedAgain     fault = "staged again within an attachment"
+	straggler       fault = "guest writes on while the volume is detached"
+	takeOverCut     fault = "engine killed, and the next one while it takes over"
+	diskForged      fault = "replica replaced by another incarnation"
+	cacheLost       fault = "EIO of a sync, cache lost, every call fails for a while"
 )
 
 // view is what one process sees of the disks. Its death ends it.

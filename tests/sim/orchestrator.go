@@ -23,8 +23,11 @@ const (
 // orchestrator is what kubelet and the attacher do with a volume, again and again, whatever is answered: calls that fail are made
 // again, and nothing else ends them.
 type orchestrator struct {
-	w *world
-	r *rand.Rand
+	w        *world
+	r        *rand.Rand
+	relieved bool
+
+	straggling chan struct{} // closed when a guest that writes on has ended; nil where there is none
 }
 
 // patience is how long anything may take once all faults have gone.
@@ -51,7 +54,10 @@ func (o *orchestrator) until(what string, call func(context.Context, *server) er
 		time.Sleep(pause)
 		if !o.w.healed() {
 			since = 0
-		} else if since += pause; since > patience {
+		} else if since += pause; since > patience/2 && !o.relieved {
+			o.relieved = true
+			o.w.relieve()
+		} else if since > patience {
 			o.w.fail("%s does not succeed for %v after all faults have gone: %v", what, patience, last)
 			return false
 		}
@@ -75,14 +81,20 @@ func (o *orchestrator) round(stay time.Duration) bool {
 	if !ok {
 		return false
 	}
-	d, ok := o.stage(at)
-	if !ok {
-		return false
+	for {
+		d, ok := o.stage(at)
+		if !ok || d != nil && !o.use(d, stay) {
+			return false
+		}
+		if d == nil || !o.w.plan.has(stagedAgain) || o.r.IntN(2) > 0 {
+			return o.leave(at)
+		}
+		o.w.count(stagedAgain)
+		if !o.unstage() {
+			return false
+		}
+		o.w.detached()
 	}
-	if d != nil && !o.use(d, stay) {
-		return false
-	}
-	return o.leave(at)
 }
 
 func (o *orchestrator) publish() (at volume.Attachment, ok bool) {
@@ -112,8 +124,11 @@ func (o *orchestrator) use(d *attached, stay time.Duration) bool {
 	if o.w.plan.has(detachInUse) && o.r.IntN(2) == 0 {
 		o.refused()
 	}
-	err := l.end()
+	err := o.patiently("the end of the guest's requests", l.end)
 	o.w.trace.add(func() string { return fmt.Sprintf("guest: ends: %v", err) })
+	if o.w.plan.has(straggler) && o.r.IntN(2) == 0 {
+		o.straggle(d)
+	}
 	d.close()
 	o.w.check()
 	return !o.w.failed()
@@ -135,18 +150,19 @@ func (o *orchestrator) refused() {
 
 // leave ends the workload, and has the volume detached.
 func (o *orchestrator) leave(at volume.Attachment) bool {
-	if !o.until("unpublish from the pod", func(ctx context.Context, s *server) error {
-		o.w.kernel.unmount(target)
-		return s.agent.RemoveTarget(ctx, volumeID, target)
-	}) {
-		return false
-	}
-	forgotten := o.w.plan.has(detachForgotten) && o.r.IntN(3) == 0
-	if forgotten {
+	switch {
+	case o.w.plan.has(detachForgotten) && o.r.IntN(3) == 0:
 		o.w.count(detachForgotten)
-	} else if !o.until("unstage", func(ctx context.Context, s *server) error {
-		return s.agent.Unstage(ctx, volumeID, staging)
-	}) {
+		if !o.unpod() {
+			return false
+		}
+	case o.w.plan.has(detachAbandoned) && o.r.IntN(3) == 0:
+		o.w.count(detachAbandoned)
+		if !o.unpod() {
+			return false
+		}
+		o.abandon()
+	case !o.unstage():
 		return false
 	}
 	if !o.until("detach", func(ctx context.Context, s *server) error {
@@ -158,8 +174,39 @@ func (o *orchestrator) leave(at volume.Attachment) bool {
 	}) {
 		return false
 	}
+	o.straggled()
 	o.w.detached()
 	return !o.w.failed()
+}
+
+// unpod is NodeUnpublish.
+func (o *orchestrator) unpod() bool {
+	return o.until("unpublish from the pod", func(ctx context.Context, s *server) error {
+		o.w.kernel.unmount(target)
+		return s.agent.RemoveTarget(ctx, volumeID, target)
+	})
+}
+
+// unstage is NodeUnpublish and NodeUnstage.
+func (o *orchestrator) unstage() bool {
+	ok := o.unpod() && o.until("unstage", func(ctx context.Context, s *server) error {
+		err := s.agent.Unstage(ctx, volumeID, staging)
+		if err == nil {
+			o.w.invariants.covered(s)
+		}
+		return err
+	})
+	o.straggled()
+	return ok
+}
+
+// abandon asks for NodeUnstage once, and does not wait for what becomes of it.
+func (o *orchestrator) abandon() {
+	if s := o.w.server(); s != nil {
+		ctx, cancel := context.WithTimeout(o.w.ctx(), between(o.r, time.Millisecond, 2*time.Second))
+		defer cancel()
+		_ = s.agent.Unstage(ctx, volumeID, staging)
+	}
 }
 
 // stage does what the driver does at NodeStage and NodePublish of a raw device.

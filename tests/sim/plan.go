@@ -44,14 +44,14 @@ type profile struct {
 // memory of the engine alone. Bits may rot beside anything but torn blocks of good copies.
 var profiles = []profile{
 	{"failures", 6, join(deaths, people, failures), nil, 1},
-	{"lies", 1, join([]fault{hostKilled, hostKilledAt, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse}), []fault{lostWrite, misdirected, tornWrite, bitRot}, 2},
+	{"lies", 1, join([]fault{hostKilled, hostKilledAt, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}), []fault{lostWrite, misdirected, tornWrite, bitRot}, 2},
 	{"rot", 1, join(deaths, people, []fault{bitRot}), []fault{bitRot}, 3},
 }
 
 var (
-	deaths   = []fault{engineKilled, engineKilledAt, engineStopped, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut}
-	failures = []fault{writeError, syncError, readError, diskFull, diskSick, diskAway, diskSlow, diskReplaced, diskStale}
-	people   = []fault{upgradeGood, upgradeBad, nodeSilent, nodeLost, detachForgotten, detachInUse}
+	deaths   = []fault{engineKilled, engineKilledAt, engineStopped, takeOverCut, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut}
+	failures = []fault{writeError, syncError, cacheLost, readError, diskFull, diskSick, diskAway, diskSlow, diskReplaced, diskStale, diskForged}
+	people   = []fault{upgradeGood, upgradeBad, nodeSilent, nodeLost, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}
 )
 
 func join(parts ...[]fault) []fault { return slices.Concat(parts...) }

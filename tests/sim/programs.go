@@ -366,3 +366,16 @@ func (w *world) upgrade(r *rand.Rand, f fault) {
 		}
 	})
 }
+
+// relieve is what an operator does about a device that waits for an engine: its program is replaced by one that can serve. A host that died in
+// the middle of an upgrade to a bad version, together with the old engine, leaves the next one no other program than the bad one.
+func (w *world) relieve() {
+	s := w.server()
+	if s == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(w.ctx(), time.Minute)
+	defer cancel()
+	_, err := s.engine.Upgrade(ctx, volumeID, program+"1", nil)
+	w.trace.add(func() string { return fmt.Sprintf("an operator upgrades to a good version: %v", err) })
+}

@@ -144,7 +144,8 @@ func (w *world) last(o *orchestrator) {
 		return
 	}
 	if d != nil {
-		if err := w.guest.readAll(d, w.plan.regions*regionBlocks); w.forgiven(err) != nil {
+		err := o.patiently("reading everything", func() error { return w.guest.readAll(d, w.plan.regions*regionBlocks) })
+		if w.forgiven(err) != nil {
 			w.fail("reading everything after all faults have gone: %v", err)
 		}
 		d.close()
