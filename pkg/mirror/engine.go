@@ -43,8 +43,9 @@ type Engine struct {
 	stop    context.CancelFunc // of what follows the host
 	follows sync.WaitGroup
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards the rest
 	volumes map[volume.ID]*handle
+	closed  bool
 }
 
 var (
@@ -113,7 +114,7 @@ func (e *Engine) Close(context.Context) error {
 	}
 	e.mu.Lock()
 	handles := e.volumes
-	e.volumes = map[volume.ID]*handle{}
+	e.volumes, e.closed = map[volume.ID]*handle{}, true
 	e.mu.Unlock()
 	for _, h := range handles {
 		if r := h.recovering(); r != nil {
@@ -162,6 +163,19 @@ func (h *handle) recovering() *Session {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.recovery
+}
+
+// keep keeps the session in a lost writer's place, unless the engine was closed meanwhile.
+func (e *Engine) keep(h *handle, s *Session) error {
+	h.setRecovery(s)
+	e.mu.Lock()
+	closed := e.closed
+	e.mu.Unlock()
+	if !closed {
+		return nil
+	}
+	s.Close()
+	return fmt.Errorf("%w: volume %s: this process is ending", engine.ErrUnavailable, h.id)
 }
 
 func (h *handle) setRecovery(s *Session) {

@@ -54,8 +54,7 @@ func (e *Engine) takeOver(ctx context.Context, h *handle, a volume.Attachment, o
 	if err != nil {
 		return engine.FenceProof{}, err
 	}
-	h.setRecovery(s)
-	return proofOf(s), nil
+	return proofOf(s), e.keep(h, s)
 }
 
 // endWriter gives the device up where that is allowed. Its engine is dead then, and none will follow it.

@@ -93,8 +93,7 @@ func (e *Engine) salvage(ctx context.Context, h *handle, o engine.SalvageOrder, 
 		s.Close()
 		return b, fmt.Errorf("salvage of volume %s from store %s: %w", h.id, choice.Place, err)
 	}
-	h.setRecovery(s.Session)
-	return b, nil
+	return b, e.keep(h, s.Session)
 }
 
 // chosen is the choice that was ordered, or why it cannot be had.
