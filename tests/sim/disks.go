@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -252,10 +253,23 @@ func (w *world) fails(d *disk, op *vfs.Op, r *rand.Rand) error {
 	}
 	if err := d.once[op.Kind]; err != nil && strings.HasSuffix(op.Name, "/data") {
 		delete(d.once, op.Kind)
+		if err == errCacheLost {
+			d.sick = true
+			w.background.Go(func() {
+				time.Sleep(between(r, 5*time.Millisecond, 8*time.Second))
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				d.sick = false
+			})
+			err = syscall.EIO
+		}
 		return d.failOnce(op, err, r)
 	}
 	return w.lie(d, op, r)
 }
+
+// errCacheLost is told to nobody: the sync fails, and for a while so does everything else.
+var errCacheLost = errors.New("the disk was reset")
 
 func (d *disk) failOnce(op *vfs.Op, err error, r *rand.Rand) error {
 	if op.Kind == vfs.OpDatasync {

@@ -41,13 +41,13 @@ func (s *saboteur) run(end <-chan struct{}) {
 // do makes one thing go wrong.
 func (s *saboteur) do(f fault) {
 	switch f {
-	case engineKilled, engineKilledAt, engineStopped, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut:
+	case engineKilled, engineKilledAt, takeOverCut, engineStopped, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut:
 		s.death(f)
 	case upgradeGood, upgradeBad:
 		s.w.upgrade(s.r, f)
 	case nodeSilent, nodeLost:
 		s.node(f)
-	case detachForgotten, detachInUse: // the orchestrator's
+	case detachForgotten, detachAbandoned, detachInUse, stagedAgain, straggler: // the orchestrator's
 	default:
 		s.disk(f)
 	}
@@ -62,6 +62,9 @@ func (s *saboteur) death(f fault) {
 		m.killEngine(s.r)
 	case engineKilledAt:
 		m.fuseEngine(s.r, soon)
+	case takeOverCut:
+		m.fuseNext(1+s.r.IntN(60), s.r.IntN(2) == 0)
+		m.killEngine(s.r)
 	case engineStopped:
 		m.stopEngine(s.r, between(s.r, 10*time.Millisecond, 10*time.Second))
 	case hostKilled:
@@ -120,6 +123,8 @@ func (s *saboteur) disk(f fault) {
 		d.once[vfs.OpWrite] = syscall.EIO
 	case syncError:
 		d.once[vfs.OpDatasync] = syscall.EIO
+	case cacheLost:
+		d.once[vfs.OpDatasync] = errCacheLost
 	case readError:
 		d.once[vfs.OpRead] = syscall.EIO
 	case diskFull:
@@ -131,7 +136,9 @@ func (s *saboteur) disk(f fault) {
 	case diskSlow:
 		d.slow = pick(s.r, []int{0, 10, 100})
 	case diskReplaced, diskStale:
-		s.replace(d)
+		s.replace(d, newStoreDisk(d.name))
+	case diskForged:
+		s.replace(d, s.w.forged(d, s.r))
 	}
 	s.w.count(f)
 }
@@ -150,13 +157,13 @@ func (s *saboteur) fill(d *disk) {
 	}
 }
 
-// replace puts an empty disk in the place of one, or the one that was there back.
-func (s *saboteur) replace(d *disk) {
+// replace puts another disk in the place of one, or the one that was there back.
+func (s *saboteur) replace(d *disk, by *vfs.Mem) {
 	if d.before != nil {
 		d.mem, d.before = d.before, nil
 		return
 	}
-	d.before, d.mem = d.mem, newStoreDisk(d.name)
+	d.before, d.mem = d.mem, by
 }
 
 // rot alters a byte of a block of the liar's that nobody writes now.
@@ -198,7 +205,7 @@ func (s *saboteur) heal() {
 			s.fill(d)
 		}
 		if d.before != nil {
-			s.replace(d)
+			s.replace(d, nil)
 		}
 		d.mu.Unlock()
 	}

@@ -19,14 +19,17 @@ import (
 // told, and what it reads must be that.
 type invariants struct {
 	w         *world
-	proposed  map[string]string // I7: configuration by epoch and step
-	committed quorum.Config     // I7: the newest that a majority of its voters was seen to hold
-	voters    []quorum.Voter    // I9
+	proposed  map[string]string    // I7: configuration by epoch and step
+	committed quorum.Config        // I7: the newest that a majority of its voters was seen to hold
+	voters    []quorum.Voter       // I9
+	forged    map[quorum.UUID]bool // I9: incarnations that nobody has admitted
 	checks    int
 	receipts  int
 }
 
-func newInvariants(w *world) *invariants { return &invariants{w: w, proposed: map[string]string{}} }
+func newInvariants(w *world) *invariants {
+	return &invariants{w: w, proposed: map[string]string{}, forged: map[quorum.UUID]bool{}}
+}
 
 // installation is that of the machine, zero before there is one.
 func (v *invariants) installation() (id quorum.UUID) {
@@ -67,10 +70,13 @@ func (v *invariants) check() {
 		if r == nil {
 			continue
 		}
-		rec := r.Record()
+		rec, forged := r.Record(), v.forged[r.Superblock().Incarnation]
+		if forged && (rec.Promised > 1 || rec.Config.Epoch > 1) {
+			v.w.fail("I9: %s has a replica of another incarnation, and was asked to promise %d and to accept %v", d.name, rec.Promised, rec.Config)
+		}
 		voter := slices.IndexFunc(rec.Config.Voters, func(x quorum.Voter) bool { return x.Incarnation == r.Superblock().Incarnation })
 		_ = r.Close()
-		if len(rec.Config.Voters) == 0 {
+		if forged || len(rec.Config.Voters) == 0 {
 			continue
 		}
 		v.proposal(rec.Config, d.name)
@@ -117,6 +123,9 @@ func (v *invariants) commit(c quorum.Config) {
 // attested is I4 and I8: what the receipt says of each replica is what is on its disk without its cache.
 func (v *invariants) attested(r receipt.Receipt) {
 	v.receipts++
+	if n := durably(r); n <= r.Replicas/2 && r.Kind != receipt.Forced {
+		v.w.fail("I4: %d of %d replicas durably hold what the receipt of epoch %d says", n, r.Replicas, r.Writer)
+	}
 	var sums [][]byte
 	for _, e := range r.Evidence {
 		if e.State != engine.InSync || e.DigestBy == engine.AttestNone {
@@ -138,6 +147,16 @@ func (v *invariants) attested(r receipt.Receipt) {
 	}
 }
 
+// durably is how many replicas say so themselves.
+func durably(r receipt.Receipt) (n int) {
+	for _, e := range r.Evidence {
+		if e.State == engine.InSync && e.Durable && e.DigestBy == engine.AttestReplica && bytes.Equal(e.Digest.Sum, r.Expected.Sum) {
+			n++
+		}
+	}
+	return n
+}
+
 // mediaDigest is the digest of a store's replica after the loss of everything that was not synced, nil where the store is not there.
 func (v *invariants) mediaDigest(id engine.ReplicaID, size volume.Bytes) ([]byte, *disk) {
 	for _, d := range v.w.disks {
@@ -154,6 +173,9 @@ func (v *invariants) mediaDigest(id engine.ReplicaID, size volume.Bytes) ([]byte
 			return nil, nil
 		}
 		defer r.Close()
+		if v.forged[r.Superblock().Incarnation] {
+			return nil, nil
+		}
 		return digestOf(r, int64(size)/blockBytes), d
 	}
 	return nil, nil

@@ -33,9 +33,10 @@ type programs struct {
 	mu      sync.Mutex // guards the rest
 	views   map[int]*view
 	host    *machine.Process
-	process *machine.Process // of the server
-	now     *server          // nil while there is none
-	off     bool             // the power is
+	process *machine.Process              // of the server
+	now     *server                       // nil while there is none
+	off     bool                          // the power is
+	next    func(*machine.Process, *view) // what becomes of the next engine process
 }
 
 // server is what runs in one life of the server's process.
@@ -72,6 +73,7 @@ func (p *programs) files(of *machine.Process) vfs.FS {
 	v := p.w.newView(of.String())
 	p.mu.Lock()
 	p.views[of.ID().PID] = v
+	p.arm(of, v)
 	p.mu.Unlock()
 	of.OnKill(v.kill)
 	return v.fs()
