@@ -130,11 +130,6 @@ func (s *Session) readBack(index int64, expected *expectation, want *blockset, m
 		return nil, false, nil
 	}
 	images, failed := readImages(s.hash, s.view.Load().members(), index, want)
-	if len(failed) > 0 {
-		if err := s.exclude(failed); err != nil {
-			return nil, false, err
-		}
-	}
 	wrong := map[int64]struct{}{}
 	for _, m := range images {
 		meter.add(m.bytes - store.PagesPerRegion*store.PageSize)
@@ -147,9 +142,14 @@ func (s *Session) readBack(index int64, expected *expectation, want *blockset, m
 		}
 		s.log.Warn("checksums differ from what was written, rewriting them", "volume", s.id, "region", index, "replica", m.replica.id())
 		if err := s.rewriteEntries(m.replica, index, expected); err != nil {
-			return nil, false, s.exclude(failures{{m.replica, err}})
+			failed = append(failed, failure{m.replica, err})
 		}
 		rewritten = true
+	}
+	if len(failed) > 0 {
+		if err := s.exclude(failed); err != nil {
+			return nil, false, err
+		}
 	}
 	return sortedKeys(wrong), rewritten, nil
 }
