@@ -152,8 +152,13 @@ func (d *memData) blank(off, end int64) {
 	}
 }
 
-// drop removes whole pages. They are looked up rather than stepped over: a sparse file has few.
+// drop removes whole pages. Where there are fewer than the range could have they are looked up rather than stepped over: a sparse file
+// has few.
 func (d *memData) drop(off, end int64) {
+	if (end-off)/Align < int64(len(d.pages)) {
+		d.dropEach(off/Align, end/Align)
+		return
+	}
 	gone := d.from(off)
 	n, _ := slices.BinarySearch(gone, end/Align)
 	if gone = gone[:n]; n == 0 {
@@ -164,6 +169,16 @@ func (d *memData) drop(off, end int64) {
 		delete(d.pages, number)
 	}
 	d.order = nil
+}
+
+func (d *memData) dropEach(first, end int64) {
+	for number := first; number < end; number++ {
+		if d.pages[number] != nil {
+			d.own()
+			delete(d.pages, number)
+			d.order = nil
+		}
+	}
 }
 
 func (d *memData) truncate(size int64) {

@@ -50,7 +50,7 @@ func (o *orchestrator) until(what string, call func(context.Context, *server) er
 		if o.w.failed() {
 			return false
 		}
-		pause := between(o.r, 100*time.Millisecond, 5*time.Second)
+		pause := between(o.r, 200*time.Millisecond, 12*time.Second)
 		time.Sleep(pause)
 		if !o.w.healed() {
 			since = 0

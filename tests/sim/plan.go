@@ -60,10 +60,10 @@ func newPlan(d *dice) *plan {
 	r := d.stream("plan")
 	x := pickProfile(r)
 	p := &plan{
-		profile: x.name, replicas: max(x.copies, pick(r, []int{1, 2, 3, 3, 3, 3, 3, 4, 5})), regions: 4 + r.Int64N(3), streams: 1 + r.IntN(3),
-		sectors: r.IntN(4) > 0, think: between(r, 2*time.Millisecond, 800*time.Millisecond), rounds: 1 + r.IntN(4), stay: between(r, 300*time.Millisecond, 15*time.Second),
+		profile: x.name, replicas: max(x.copies, pick(r, []int{1, 2, 3, 3, 3, 3, 3, 4, 5})), regions: 4 + r.Int64N(2), streams: 1 + r.IntN(3),
+		sectors: r.IntN(4) > 0, think: between(r, 20*time.Millisecond, 800*time.Millisecond), rounds: 1 + r.IntN(3), stay: between(r, 300*time.Millisecond, 8*time.Second),
 		every: between(r, 50*time.Millisecond, 4*time.Second), pages: r.IntN(2) == 0, liar: -1, lies: map[fault]int{}, boots: r.IntN(3),
-		horizon: between(r, 2*time.Second, 40*time.Second),
+		horizon: between(r, 2*time.Second, 25*time.Second),
 	}
 	p.stores = min(p.replicas+r.IntN(2), 5)
 	if r.IntN(2) == 0 {
