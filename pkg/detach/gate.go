@@ -203,7 +203,7 @@ func (g *Gate) perform(ctx context.Context, s survey) (ok bool, err error) {
 	case Done:
 		return true, nil
 	case Close:
-		return g.close(ctx, *s.facts.Open)
+		return g.close(ctx, s)
 	case Finish:
 		return false, g.finish(ctx, s)
 	case Fence:
@@ -226,16 +226,28 @@ func (s survey) refusal() error {
 }
 
 // close ends the attachment. Where a writer came in between, or somebody else closed it, the facts are looked at again.
-func (g *Gate) close(ctx context.Context, a volume.Attachment) (bool, error) {
+func (g *Gate) close(ctx context.Context, s survey) (bool, error) {
+	a := *s.facts.Open
 	err := g.c.Control.Unpublish(ctx, a)
 	switch {
 	case err == nil:
 		g.c.Log.Info("detached", "volume", a.Volume, "node", a.Node, "epoch", a.Epoch)
 		return true, nil
+	case errors.Is(err, engine.ErrNotSealed) && s.facts.Receipt:
+		return false, g.takeAway(ctx, s, err)
 	case errors.Is(err, engine.ErrNotSealed), errors.Is(err, engine.ErrStaleEpoch):
 		return false, nil
 	}
 	return false, fmt.Errorf("unpublish %v: %w", a, err)
+}
+
+// takeAway has the node end what is left of an attachment whose receipt is in force: its job failed after that, and where the orchestrator has
+// forgotten the volume nobody else comes back for it.
+func (g *Gate) takeAway(ctx context.Context, s survey, left error) error {
+	if _, err := g.statusOf(ctx, &s); err != nil {
+		return fmt.Errorf("%w: %v: a receipt is in force, and its device is to be taken away: %w: %w", ErrNodeSilent, *s.facts.Open, left, err)
+	}
+	return g.finish(ctx, s)
 }
 
 // finish has the node earn the receipt.
