@@ -14,15 +14,15 @@ SEED    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
 UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/...
 export CGO_ENABLED := 0
-# Where tests add their figures: explorer.txt, fuzz.txt, histories.txt.
+# Where tests add their figures: explorer.txt, fuzz.txt, histories.txt, model.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
 
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # Programs that the node role and the tests call, and the Debian packages that have them.
-TOOLS    := fio mkfs.ext4 mkfs.xfs mkfs.btrfs losetup fsck mount
-PACKAGES := fio e2fsprogs xfsprogs btrfs-progs util-linux mount
+TOOLS    := spin gcc fio mkfs.ext4 mkfs.xfs mkfs.btrfs losetup fsck mount
+PACKAGES := spin gcc libc6-dev fio e2fsprogs xfsprogs btrfs-progs util-linux mount
 
 .PHONY: help
 help: ## show this list
@@ -57,14 +57,19 @@ test: ## all tests: unit, and as root the CSI conformance suite and the short ki
 ifeq ($(ROOT),0)
 	$(MAKE) deps
 	$(MAKE) unit fuzz-short build
+	go test -count=1 -timeout 15m -short ./tests/model
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
 	@mkdir -p out; rm -f $(REPORT) $(BELAY_REPORT_DIR)/histories.txt
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash
 	@cat $(REPORT)
 else
 	$(MAKE) unit fuzz-short
-	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems'
+	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems. For tests/model: make model'
 endif
+
+.PHONY: model
+model: deps ## the protocol in Spin: as it is, exhaustively within bounds; every wrong variant must be found (4 GB, some 15 minutes)
+	go test -count=1 -timeout 120m -v ./tests/model
 
 .PHONY: crash
 crash: deps build ## the kill tests in full: N kills under load, and in proportion during every call (root)
