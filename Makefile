@@ -11,6 +11,8 @@ TIME    ?= 5s
 N       ?= 200
 STATES  ?= 200000
 SEED    ?= 1
+SEEDS   ?= 5000
+FROM    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
 UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/...
 export CGO_ENABLED := 0
@@ -30,7 +32,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), STATES=200000 and SEED=1 (explore), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), SEEDS=5000 and FROM=1 (sim), STATES=200000 and SEED=1 (explore), ARGS (for bench), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -87,6 +89,11 @@ histories: deps build ## N devices used by several clients, upgraded, killed and
 	@mkdir -p $(BELAY_REPORT_DIR)
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_HISTORIES=$(N) go test -count=1 -timeout 24h -v \
 	  -run '^TestHistories' ./tests/crash
+
+.PHONY: sim
+sim: ## SEEDS seeds of the deterministic simulation, from FROM on; no root needed
+	@mkdir -p $(BELAY_REPORT_DIR)
+	go test -count=1 -timeout 24h -v ./tests/sim -sim.seeds=$(SEEDS) -sim.from=$(FROM) | grep -v '^=== '
 
 .PHONY: explore
 explore: ## STATES crash states of every scenario, and every call of the file system failed in turn; no root needed
