@@ -15,7 +15,14 @@ import (
 const defaultCapacity = 1 << 40
 
 // devices and mounts number the file systems in memory, so that two of them never look like one.
-var devices, mounts atomic.Uint64
+var devices, mounts = numbers(), numbers()
+
+// numbers begin where each has as many digits as the next: what is written of them is as long then, whatever was numbered before.
+func numbers() *atomic.Uint64 {
+	n := &atomic.Uint64{}
+	n.Store(1e9)
+	return n
+}
 
 // Mem is a file system in memory that can lose power. Beside what everybody sees it keeps what is on stable media:
 // files change there at Datasync, names at SyncDir. CrashClone is the disk as it may be after a power cut, Restart is
