@@ -14,7 +14,7 @@ SEED    ?= 1
 SEEDS   ?= 5000
 FROM    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
-UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/...
+UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/... ./tests/sim/machine/...
 export CGO_ENABLED := 0
 # Where tests add their figures: explorer.txt, fuzz.txt, histories.txt, model.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
@@ -58,16 +58,27 @@ unit: ## go vet and the tests that need neither root, cluster nor network
 test: ## all tests: unit, and as root the CSI conformance suite and the short kill tests
 ifeq ($(ROOT),0)
 	$(MAKE) deps
-	$(MAKE) unit fuzz-short build
+	$(MAKE) unit lab-short build
 	go test -count=1 -timeout 15m -short ./tests/model
 	BELAY_BIN=$(CURDIR)/bin/belay go test -count=1 -timeout 15m ./tests/sanity/...
 	@mkdir -p out; rm -f $(REPORT) $(BELAY_REPORT_DIR)/histories.txt
 	BELAY_BIN=$(CURDIR)/bin/belay BELAY_REPORT=$(REPORT) go test -count=1 -timeout 30m -short ./tests/crash
 	@cat $(REPORT)
+	@$(MAKE) --no-print-directory summary
 else
-	$(MAKE) unit fuzz-short
+	$(MAKE) unit lab-short summary
 	@echo 'not root: tests/sanity and tests/crash were not run; they mount real filesystems. For tests/model: make model'
 endif
+
+.PHONY: lab-short
+lab-short:
+	$(MAKE) fuzz-short
+	$(MAKE) sim SEEDS=5000
+
+.PHONY: summary
+summary: ## what the last run of each part of the correctness lab has met
+	@for part in model sim explorer mutants fuzz histories; do \
+	  if [ -f $(BELAY_REPORT_DIR)/$$part.txt ]; then echo; echo "== $$part"; cat $(BELAY_REPORT_DIR)/$$part.txt; fi; done
 
 .PHONY: model
 model: deps ## the protocol in Spin: as it is, exhaustively within bounds; every wrong variant must be found (4 GB, some 15 minutes)
