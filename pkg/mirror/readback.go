@@ -70,10 +70,10 @@ func (s *Session) verifyRegion(index int64, meter *meter) error {
 		return err
 	}
 	if !left.empty() {
-		return worse(errNoCopy, worse(s.mendEach(bad), s.flushShared()))
+		return worse(errNoCopy, s.mendDurably(bad))
 	}
 	if len(bad) > 0 || rewritten {
-		if err := worse(s.mendEach(bad), s.flushShared()); err != nil {
+		if err := s.mendDurably(bad); err != nil {
 			return err
 		}
 		if expected, err = s.expectedRegion(index); err != nil {
@@ -84,6 +84,15 @@ func (s *Session) verifyRegion(index int64, meter *meter) error {
 	reg.sum, reg.written = expected.sum(s.hash), blockset{}
 	reg.mu.Unlock()
 	return nil
+}
+
+// mendDurably mends every block it can. What was mended is durable when it returns.
+func (s *Session) mendDurably(blocks []int64) error {
+	err := s.mendEach(blocks)
+	if mutant.RepairNotFlushed {
+		return err
+	}
+	return worse(err, s.flushShared())
 }
 
 // mendEach mends every block it can.

@@ -18,7 +18,7 @@ const (
 	NoReadBack             = false
 	HalfIsMajority         = false
 	EpochUsedTwice         = false
-	OlderCopyWins          = false
+	RepairNotFlushed       = false
 	WriteBeforeMark        = false
 	FlushSparesOne         = false
 	FlushWithoutChecksums  = false

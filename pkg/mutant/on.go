@@ -2,37 +2,51 @@
 
 package mutant
 
-import "os"
+import (
+	"fmt"
+	"os"
+	"slices"
+)
 
 // Chosen is which one this process is.
 var Chosen = os.Getenv("BELAY_MUTANT")
 
 // The mutants of this build: the chosen one.
 var (
-	AckBeforeRecord        = Chosen == "ack-before-record"
-	AttachWithoutPromise   = Chosen == "attach-without-promise"
-	DetachWithoutFence     = Chosen == "detach-without-fence"
-	AnySource              = Chosen == "any-source"
-	NoFlush                = Chosen == "no-flush"
-	RestartedStillInSync   = Chosen == "restarted-still-in-sync"
-	ReplacedDiskVotes      = Chosen == "replaced-disk-votes"
-	LossySource            = Chosen == "lossy-source"
-	NoReadBack             = Chosen == "no-read-back"
-	HalfIsMajority         = Chosen == "half-is-majority"
-	EpochUsedTwice         = Chosen == "epoch-used-twice"
-	OlderCopyWins          = Chosen == "older-copy-wins"
-	WriteBeforeMark        = Chosen == "write-before-mark"
-	FlushSparesOne         = Chosen == "flush-spares-one"
-	FlushWithoutChecksums  = Chosen == "flush-without-checksums"
-	CleanBeforeReadBack    = Chosen == "clean-before-read-back"
-	RepairFromAnyCopy      = Chosen == "repair-from-any-copy"
-	MemberBeforeCopied     = Chosen == "member-before-copied"
-	SealWithoutReceipt     = Chosen == "seal-without-receipt"
-	MinorityConfirms       = Chosen == "minority-confirms"
-	ReceiptOfEarlierWriter = Chosen == "receipt-of-earlier-writer"
-	FenceOfTheSilent       = Chosen == "fence-of-the-silent"
-	JournalForgets         = Chosen == "journal-forgets"
-	NoResend               = Chosen == "no-resend"
-	YieldWithoutDrain      = Chosen == "yield-without-drain"
-	WordsForgotten         = Chosen == "words-forgotten"
+	AckBeforeRecord        = is("ack-before-record")
+	AttachWithoutPromise   = is("attach-without-promise")
+	DetachWithoutFence     = is("detach-without-fence")
+	AnySource              = is("any-source")
+	NoFlush                = is("no-flush")
+	RestartedStillInSync   = is("restarted-still-in-sync")
+	ReplacedDiskVotes      = is("replaced-disk-votes")
+	LossySource            = is("lossy-source")
+	NoReadBack             = is("no-read-back")
+	HalfIsMajority         = is("half-is-majority")
+	EpochUsedTwice         = is("epoch-used-twice")
+	RepairNotFlushed       = is("repair-not-flushed")
+	WriteBeforeMark        = is("write-before-mark")
+	FlushSparesOne         = is("flush-spares-one")
+	FlushWithoutChecksums  = is("flush-without-checksums")
+	CleanBeforeReadBack    = is("clean-before-read-back")
+	RepairFromAnyCopy      = is("repair-from-any-copy")
+	MemberBeforeCopied     = is("member-before-copied")
+	SealWithoutReceipt     = is("seal-without-receipt")
+	MinorityConfirms       = is("minority-confirms")
+	ReceiptOfEarlierWriter = is("receipt-of-earlier-writer")
+	FenceOfTheSilent       = is("fence-of-the-silent")
+	JournalForgets         = is("journal-forgets")
+	NoResend               = is("no-resend")
+	YieldWithoutDrain      = is("yield-without-drain")
+	WordsForgotten         = is("words-forgotten")
 )
+
+// is says whether the mutant is the chosen one. Neither may be one that is not in All.
+func is(name string) bool {
+	for _, n := range []string{name, Chosen} {
+		if n != "" && !slices.ContainsFunc(All, func(m Mutant) bool { return m.Name == n }) {
+			panic(fmt.Sprintf("there is no mutant %q", n))
+		}
+	}
+	return name == Chosen
+}

@@ -31,7 +31,7 @@ func (w *world) open(d engine.Device) (*attached, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.device = &attached{w: w, guest: g, path: d.Path}
-	w.alive, w.excused = true, w.lostReason != ""
+	w.alive, w.excused, w.newest = true, w.lostReason != "", nil
 	return w.device, nil
 }
 
@@ -55,10 +55,26 @@ func (a *attached) told(err error) error {
 // errDetaching: a barrier has stopped the writer.
 var errDetaching = errors.New("the volume is being detached")
 
-func (a *attached) ReadAt(p []byte, off int64) error  { return a.told(a.guest.ReadAt(p, off)) }
-func (a *attached) WriteAt(p []byte, off int64) error { return a.told(a.guest.WriteAt(p, off)) }
-func (a *attached) Zero(off, n int64) error           { return a.told(a.guest.Zero(off, n)) }
-func (a *attached) Flush() error                      { return a.told(a.guest.Flush()) }
+func (a *attached) ReadAt(p []byte, off int64) error { return a.told(a.guest.ReadAt(p, off)) }
+func (a *attached) Zero(off, n int64) error          { return a.told(a.guest.Zero(off, n)) }
+func (a *attached) Flush() error                     { return a.told(a.guest.Flush()) }
+
+// WriteAt writes. I6: nothing is confirmed that was written behind a receipt. (To make zeros of zeros is no write.)
+func (a *attached) WriteAt(p []byte, off int64) error {
+	behind := a.w.covered()
+	err := a.told(a.guest.WriteAt(p, off))
+	if behind && err == nil {
+		a.w.fail("I6: a write was confirmed that was made behind the receipt")
+	}
+	return err
+}
+
+// covered says that a receipt of the present attachment is in force.
+func (w *world) covered() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.newest != nil
+}
 
 // deviceDied notes that what was not stable may be gone.
 func (w *world) deviceDied() {

@@ -69,6 +69,12 @@ const (
 	straggler       fault = "guest writes on while the volume is detached"
 	takeOverCut     fault = "engine killed, and the next one while it takes over"
 	diskForged      fault = "replica replaced by another incarnation"
+	askedVerify     fault = "verification asked for"
+	askedRebuild    fault = "rebuild asked for"
+	askedExpand     fault = "volume expanded"
+	askedElsewhere  fault = "detach asked for that has nothing to do"
+	askedAbout      fault = "volumes listed"
+	overridden      fault = "operator's override"
 	cacheLost       fault = "EIO of a sync, cache lost, every call fails for a while"
 )
 
@@ -81,7 +87,8 @@ type view struct {
 	dead    bool
 	handles map[*vfs.Mem]*vfs.Mem
 	flying  []*flight
-	fuse    int // how many more altering calls it makes; 0: no bound
+	synced  *disk // the last that has done a sync for it
+	fuse    int   // how many more altering calls it makes; 0: no bound
 	blown   func()
 }
 
@@ -212,6 +219,9 @@ func (v *view) arrive(f *flight, alters bool) bool {
 	}
 	defer v.mu.Unlock()
 	v.flying = slices.DeleteFunc(v.flying, func(x *flight) bool { return x == f })
+	if f.op.Kind == vfs.OpDatasync && !v.dead {
+		v.synced = f.disk
+	}
 	return !v.dead
 }
 

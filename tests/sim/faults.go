@@ -45,6 +45,8 @@ func (s *saboteur) do(f fault) {
 		s.death(f)
 	case upgradeGood, upgradeBad:
 		s.w.upgrade(s.r, f)
+	case askedVerify, askedRebuild, askedExpand, askedElsewhere, askedAbout:
+		s.w.ask(s.r2(), f)
 	case nodeSilent, nodeLost:
 		s.node(f)
 	case detachForgotten, detachAbandoned, detachInUse, stagedAgain, straggler: // the orchestrator's
@@ -63,7 +65,7 @@ func (s *saboteur) death(f fault) {
 	case engineKilledAt:
 		m.fuseEngine(s.r, soon)
 	case takeOverCut:
-		m.fuseNext(1+s.r.IntN(60), s.r.IntN(2) == 0)
+		m.fuseNext(1+s.r.IntN(pick(s.r, []int{8, 16, 64})), s.r.IntN(2) == 0)
 		m.killEngine(s.r)
 	case engineStopped:
 		m.stopEngine(s.r, between(s.r, 10*time.Millisecond, 10*time.Second))

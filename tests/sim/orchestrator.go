@@ -170,6 +170,7 @@ func (o *orchestrator) leave(at volume.Attachment) bool {
 		if err == nil {
 			o.w.invariants.covered(s)
 		}
+		o.w.override(at, err)
 		return err
 	}) {
 		return false
@@ -194,18 +195,24 @@ func (o *orchestrator) unstage() bool {
 		if err == nil {
 			o.w.invariants.covered(s)
 		}
+		if o.w.plan.profile == ruin && errors.Is(err, detach.ErrDataLoss) {
+			return nil // it is the gate's to say what follows
+		}
 		return err
 	})
 	o.straggled()
 	return ok
 }
 
-// abandon asks for NodeUnstage once, and does not wait for what becomes of it.
+// abandon asks for NodeUnstage once, and does not wait for what becomes of it. The server may die of it.
 func (o *orchestrator) abandon() {
 	if s := o.w.server(); s != nil {
 		ctx, cancel := context.WithTimeout(o.w.ctx(), between(o.r, time.Millisecond, 2*time.Second))
 		defer cancel()
 		_ = s.agent.Unstage(ctx, volumeID, staging)
+		if o.w.plan.has(serverKilled) && o.r.IntN(2) == 0 {
+			s.process.Kill()
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -43,16 +44,23 @@ type profile struct {
 // of. For the same reason no engine dies beside a disk that loses writes: what was acknowledged and not flushed is known to checksums in the
 // memory of the engine alone. Bits may rot beside anything but torn blocks of good copies.
 var profiles = []profile{
-	{"failures", 6, join(deaths, people, failures), nil, 1},
-	{"lies", 1, join([]fault{hostKilled, hostKilledAt, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}), []fault{lostWrite, misdirected, tornWrite, bitRot}, 2},
-	{"rot", 1, join(deaths, people, []fault{bitRot}), []fault{bitRot}, 3},
+	{"failures", 6, join(deaths, people, asked, failures), nil, 1},
+	{"lies", 1, join([]fault{hostKilled, hostKilledAt, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}, asked), []fault{lostWrite, misdirected, tornWrite, bitRot}, 2},
+	{"rot", 1, join(deaths, people, asked, []fault{bitRot}), []fault{bitRot}, 3},
+	{ruin, 1, join([]fault{hostKilled, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse}, asked, []fault{bitRot}), []fault{bitRot}, 1},
 }
+
+// ruin is the profile in which the last good copy of a block may rot. Nobody can mend that, and it must be told.
+const ruin = "ruin"
 
 var (
 	deaths   = []fault{engineKilled, engineKilledAt, engineStopped, takeOverCut, hostKilled, hostKilledAt, serverKilled, serverKilledAt, bothKilled, powerCut}
 	failures = []fault{writeError, syncError, cacheLost, readError, diskFull, diskSick, diskAway, diskSlow, diskReplaced, diskStale, diskForged}
+	asked    = []fault{askedVerify, askedRebuild, askedExpand, askedElsewhere, askedAbout}
 	people   = []fault{upgradeGood, upgradeBad, nodeSilent, nodeLost, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}
 )
+
+var oneProfile = flag.String("sim.profile", "", "draw the faults of every seed from this group")
 
 func join(parts ...[]fault) []fault { return slices.Concat(parts...) }
 
@@ -64,6 +72,9 @@ func newPlan(d *dice) *plan {
 		sectors: r.IntN(4) > 0, think: between(r, 20*time.Millisecond, 800*time.Millisecond), rounds: 1 + r.IntN(3), stay: between(r, 300*time.Millisecond, 8*time.Second),
 		every: between(r, 50*time.Millisecond, 4*time.Second), pages: r.IntN(2) == 0, liar: -1, lies: map[fault]int{}, boots: r.IntN(3),
 		horizon: between(r, 2*time.Second, 25*time.Second),
+	}
+	if p.profile == ruin {
+		p.replicas = 1 + r.IntN(2)
 	}
 	p.stores = min(p.replicas+r.IntN(2), 5)
 	if r.IntN(2) == 0 {
@@ -92,6 +103,9 @@ func newPlan(d *dice) *plan {
 func pickProfile(r *rand.Rand) profile {
 	total := 0
 	for _, x := range profiles {
+		if x.name == *oneProfile {
+			return x
+		}
 		total += x.odds
 	}
 	n := r.IntN(total)

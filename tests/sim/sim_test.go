@@ -22,11 +22,10 @@ import (
 )
 
 var (
-	seeds      = flag.Int("sim.seeds", 200, "how many seeds TestSeeds runs")
-	from       = flag.Uint64("sim.from", 1, "the first of them")
-	oneSeed    = flag.Uint64("sim.seed", 0, "run this seed alone, and tell all that happens")
-	oneProfile = flag.String("sim.profile", "", "draw the faults of every seed from this group")
-	ration     = flag.String("sim.ration", "", "for a worker: first seed, step and number")
+	seeds   = flag.Int("sim.seeds", 200, "how many seeds TestSeeds runs")
+	from    = flag.Uint64("sim.from", 1, "the first of them")
+	oneSeed = flag.Uint64("sim.seed", 0, "run this seed alone, and tell all that happens")
+	ration  = flag.String("sim.ration", "", "for a worker: first seed, step and number")
 )
 
 // warm runs a seed for nothing: what a program does once in its life is not done in the first seed then.

@@ -7,7 +7,8 @@ import (
 	"github.com/belay-storage/belay/tests/sim/machine"
 )
 
-// fuseNext has the next engine process die at its n-th call that alters a disk; the store of that call may go away with it for a while.
+// fuseNext has the next engine process die at its n-th call that alters a disk; the store that has done its last sync may go away with it for a
+// while: what is there is seen by nobody but those who come later.
 func (p *programs) fuseNext(n int, away bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -15,7 +16,7 @@ func (p *programs) fuseNext(n int, away bool) {
 		v.light(n, func() {
 			of.Kill()
 			if away {
-				p.w.vanish(of.String())
+				p.w.vanish(of.String(), v.last())
 			}
 		})
 	}
@@ -29,13 +30,19 @@ func (p *programs) arm(of *machine.Process, v *view) {
 	}
 }
 
+// last is the disk that has done the process's last sync; nil where none has.
+func (v *view) last() *disk {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.synced
+}
+
 // vanish has a store go away for a while.
-func (w *world) vanish(why string) {
-	if w.healed() {
+func (w *world) vanish(why string, d *disk) {
+	if d == nil || d.name == "" || w.healed() {
 		return
 	}
 	r := w.dice.roll("vanish " + why)
-	d := pick(r, w.disks)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.away = true

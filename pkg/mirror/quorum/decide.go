@@ -204,7 +204,7 @@ func matchingCopy(copies []Copy) (best int, rule Rule, tie bool) {
 		case !c.Match():
 		case best < 0:
 			best, rule = i, ByChecksum
-		case c.Version.Newer(copies[best].Version) != mutant.OlderCopyWins:
+		case c.Version.Newer(copies[best].Version):
 			best, rule, tie = i, ByVersion, false
 		case copies[best].Version.Newer(c.Version):
 			rule = ByVersion
