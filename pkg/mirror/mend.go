@@ -125,7 +125,7 @@ func (s *Session) overwrite(block int64, copies []quorum.Copy, win int, rule quo
 		}
 		r := v.replicas[c.Replica]
 		if err := s.rewrite(r, block, right, check, copies[win].Data); err != nil {
-			failed = append(failed, failure{r, err})
+			failed = append(failed, failure{r, errors.Join(err, r.MarkDirty([]int64{block / store.RegionBlocks}))}) // a rebuild looks there
 			continue
 		}
 		from := v.replicas[copies[win].Replica].id()

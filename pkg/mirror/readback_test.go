@@ -78,3 +78,32 @@ func TestReadBackGoesOnWithoutAMember(t *testing.T) {
 	}
 	matching(t, s)
 }
+
+// TestMemberThatDidNotTakeARepairIsRebuilt: a block of a clean region has rotted on one member, and the disk drops the repair. The member is excluded, and is
+// no member again before it has the block: nothing else would look there once more. (MEND_FORGOTTEN in the model.)
+func TestMemberThatDidNotTakeARepairIsRebuilt(t *testing.T) {
+	mem, drops := vfs.NewMem(), &atomic.Bool{}
+	l := newLab(t, vfs.Faulty(mem, func(op *vfs.Op) error {
+		if op.Kind == vfs.OpWrite && strings.HasPrefix(op.Name, "/s1/") && strings.HasSuffix(op.Name, "/data") && op.Offset == blockAt(0) && drops.CompareAndSwap(true, false) {
+			return vfs.ErrSkip
+		}
+		return nil
+	}), "/", 3, 32*volume.MiB)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(14, store.BlockSize), 0)
+	l.detach(s)
+	s = l.open(ForDevice)
+	l.flip(1, 0, 1)
+	drops.Store(true)
+	if _, err := s.ScrubNow(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Config().Members; got != quorum.SetOf(0, 2) {
+		t.Fatalf("members %v", got.Indexes())
+	}
+	s.bringBack(t.Context())
+	if got := s.Config().Members; got != quorum.All(3) {
+		t.Fatalf("members %v after the rebuild", got.Indexes())
+	}
+	matching(t, s)
+}

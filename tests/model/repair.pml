@@ -11,7 +11,7 @@
  *   bounds : N replicas, W writes, DEATHS, CUTS, ROTS, LIES writes that are dropped and reported as done, AWAY replicas out of reach, DETACH
  *   STRICT : also where no checksum can tell (see recovered)
  *   wrong  : MEND_ANY MEND_NEWEST MEND_UNCHECKED CLEAN_UNREAD CLEAN_FIRST ENTRIES_UNSYNCED FIRST_ENTRY REBUILD_UNREAD UNMARKED ANY_COPY GUESS
- *            ENTRIES_UNREAD HUSHED
+ *            ENTRIES_UNREAD MEND_FORGOTTEN HUSHED
  */
 #ifndef N
 #define N 2
@@ -106,12 +106,17 @@ inline fsync()   { FSYNC(r) }
 inline look()    { wrong = wrong || R[r].val != eh }
 inline recheck() { if :: R[r].eh == eh && R[r].ev == ev :: else -> rewrote = 1; entry() fi }
 inline confirm() { if :: R[r].eh == eh && R[r].ev == ev :: else -> bad = bad | B(r) fi }
+#ifdef MEND_FORGOTTEN               /* wrong: a member that does not take a repair is back with what it has */
+#define DOUBT skip
+#else
+#define DOUBT R[r].dirty = 1
+#endif
 inline repair()  {                  /* and read back */
   if
   :: R[r].val == x
   :: else -> data();
 #ifndef MEND_UNCHECKED              /* wrong: it is not */
-     if :: R[r].val == x :: else -> bad = bad | B(r) fi
+     if :: R[r].val == x :: else -> bad = bad | B(r); DOUBT fi
 #endif
   fi }
 inline sum()     { R[r].sums = eh }
