@@ -128,12 +128,12 @@ func (e *Engine) Seal(ctx context.Context, b engine.Barrier, receipt []byte) err
 	}
 	defer h.unlock()
 	if recovery := h.recovering(); recovery != nil {
-		if err := recovery.Seal(b, receipt); err != nil {
-			return err
+		err := recovery.Seal(b, receipt)
+		if err == nil || recovery.LostCause() != nil { // in doubt: the next epoch finds out, and needs the replicas for that
+			recovery.Close()
+			h.setRecovery(nil)
 		}
-		recovery.Close()
-		h.setRecovery(nil)
-		return nil
+		return err
 	}
 	p, err := e.alive(ctx, b.Attachment.Volume)
 	switch {

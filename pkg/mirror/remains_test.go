@@ -121,3 +121,49 @@ func createCut(t *testing.T, y *yard, replicas int, n int64) bool {
 	}
 	return true
 }
+
+// TestSealInDoubtHoldsNothing: the record of a seal reaches the disk, and its sync fails. Whether it is in force the next epoch finds out: the
+// session in the lost writer's place, or of a salvage, is over, and does not stand in its way.
+func TestSealInDoubtHoldsNothing(t *testing.T) {
+	for _, salvage := range []bool{false, true} {
+		y := newYard(t, 1)
+		var armed, failed bool
+		y.hook = func(op *vfs.Op) error {
+			if armed && op.Kind == vfs.OpDatasync && strings.HasSuffix(op.Name, "/meta") {
+				armed, failed = false, true
+				return syscall.EIO
+			}
+			return nil
+		}
+		y.restart()
+		y.must(y.engine.make(engine.Spec{ID: testID, Name: "vol", Size: yardSize, Parameters: map[string]string{"verify": "off"}},
+			layout{replicas: 1, blockSize: 4096}, y.engine.stores.present()))
+		a := y.publish()
+		y.write(a, 1, 1<<20, 0)
+		var b engine.Barrier
+		var err error
+		if salvage {
+			y.leave(y.attach(a), a, "before")
+			y.must(y.engine.update(t.Context(), testID, quarantine(nil)))
+			b, err = y.engine.Salvage(t.Context(), testID, engine.SalvageOrder{From: y.id(0), Reason: "test"}, nil)
+		} else {
+			_, err = y.engine.Fence(t.Context(), a, engine.FenceOptions{Reason: "test"})
+			y.must(err)
+			b, err = y.engine.Evidence(t.Context(), a, nil)
+		}
+		y.must(err)
+		armed = true
+		if err := y.engine.Seal(t.Context(), b, []byte("receipt")); err == nil || !failed {
+			t.Fatalf("the seal is not in doubt: %v", err)
+		}
+		y.must(y.engine.Seal(t.Context(), b, []byte("receipt"))) // it is in force
+		if salvage {
+			y.receipts("before", "receipt")
+		} else {
+			y.receipts("receipt")
+		}
+		y.must(y.engine.Unpublish(t.Context(), a))
+		s := y.attach(y.publish())
+		mustRead(t, s, pattern(1, 1<<20), 0)
+	}
+}
