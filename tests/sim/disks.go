@@ -75,6 +75,7 @@ const (
 	askedElsewhere  fault = "detach asked for that has nothing to do"
 	askedAbout      fault = "volumes listed"
 	overridden      fault = "operator's override"
+	salvaged        fault = "salvage"
 	cacheLost       fault = "EIO of a sync, cache lost, every call fails for a while"
 )
 

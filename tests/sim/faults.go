@@ -178,6 +178,9 @@ func (s *saboteur) rot() {
 	if !ok {
 		return
 	}
+	s.w.guest.mu.Lock()
+	s.w.guest.rotten[block] = true
+	s.w.guest.mu.Unlock()
 	name := d.name + "/volumes/" + string(volumeID) + "/data"
 	at := block/regionBlocks*(frameBytes) + entriesBytes + block%regionBlocks*blockBytes
 	p := d.mem.Process()

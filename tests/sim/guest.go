@@ -36,6 +36,8 @@ type guest struct {
 	recent map[int64]*truth // those with writes that the newest flush does not cover
 	next   uint64           // value that no sector was written with yet
 
+	rotten  map[int64]bool   // blocks of which some disk has rotted
+	givenUp map[int64]bool   // of these, what an operator has let go
 	flushes uint64           // begun
 	settled map[int64]uint64 // by block: the flush, of those that have ended, that began last
 }
@@ -61,7 +63,7 @@ type guestWrite struct {
 }
 
 func newGuest(w *world) *guest {
-	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}, settled: map[int64]uint64{}}
+	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}, settled: map[int64]uint64{}, rotten: map[int64]bool{}}
 }
 
 func (g *guest) block(i int64) *truth {
@@ -207,6 +209,9 @@ func (g *guest) check(i int64, p []byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.w.operations++
+	if g.givenUp[i] {
+		return
+	}
 	b := g.block(i)
 	for k := range b {
 		got, whole := sectorValue(p[k*sectorBytes : (k+1)*sectorBytes])

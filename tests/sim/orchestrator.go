@@ -100,6 +100,7 @@ func (o *orchestrator) round(stay time.Duration) bool {
 func (o *orchestrator) publish() (at volume.Attachment, ok bool) {
 	ok = o.until("publish", func(ctx context.Context, s *server) (err error) {
 		at, err = s.engine.Publish(ctx, volumeID, nodeID, engine.PublishOptions{Mode: "SINGLE_NODE_WRITER"})
+		o.salvage(ctx, s, err)
 		return err
 	})
 	return at, ok

@@ -245,8 +245,9 @@ func (s *server) open(ctx context.Context, p *programs) error {
 	}
 	s.gate, err = detach.NewGate(detach.GateConfig{
 		Control: s.engine, Book: s.book, Events: events, Log: p.log,
-		Agents: func(volume.NodeID) (detach.AgentClient, error) { return s.agent, w.isSilent() },
-		Lost:   func(context.Context, volume.NodeID) (string, bool) { return w.nodeLost() },
+		Agents:    func(volume.NodeID) (detach.AgentClient, error) { return s.agent, w.isSilent() },
+		Overrides: w.overrides,
+		Lost:      func(context.Context, volume.NodeID) (string, bool) { return w.nodeLost() },
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/mirror"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -49,10 +50,11 @@ type world struct {
 	lostReason string
 
 	// Of the attachment there is now.
-	device  *attached
-	alive   bool             // the guest has not seen it die
-	newest  *receipt.Receipt // that came into force
-	excused bool             // the device may be gone, or be fenced: its host died, the power failed, or somebody said that the node is lost
+	device     *attached
+	alive      bool             // the guest has not seen it die
+	newest     *receipt.Receipt // that came into force
+	overridden *detach.Override
+	excused    bool // the device may be gone, or be fenced: its host died, the power failed, or somebody said that the node is lost
 }
 
 func newWorld(seed uint64, mode traceMode) *world {
@@ -265,7 +267,7 @@ func (w *world) forgiven(err error) error {
 		return nil
 	case errors.Is(err, errDeviceDead), errors.Is(err, errDetaching):
 		return err
-	case errors.Is(err, syscall.EIO) && w.plan.has(readError):
+	case errors.Is(err, syscall.EIO) && (w.plan.has(readError) || w.plan.profile == ruin):
 		return nil // of the last good copy, or of all at once
 	}
 	w.fail("the guest is told %v", err)
