@@ -106,10 +106,10 @@ func (s *Session) commit(next quorum.Config, open bool) error {
 	if err := s.superseded(failed); err != nil {
 		return err
 	}
-	proposed := v.config
-	proposed.Step = next.Step // this step's number is used, whoever has accepted it
 	if !quorum.Committed(accepted, len(next.Voters)) {
-		s.setView(proposed, v.targets)
+		still := v.config
+		still.Step = next.Step + 1 // next's number is used, whoever has accepted it: what is told to those that come back must have another
+		s.setView(still, v.targets)
 		return fmt.Errorf("%w: volume %s: %d of %d replicas accept a new configuration, %d are needed: %w", engine.ErrUnavailable,
 			s.id, accepted.Len(), len(next.Voters), quorum.Majority(len(next.Voters)), failed.err())
 	}
