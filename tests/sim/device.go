@@ -123,12 +123,14 @@ func (w *world) detached() {
 	w.mu.Unlock()
 	switch {
 	case !had:
+		return
 	case r != nil && r.Clean:
 		w.guest.detached()
 	default:
 		w.guest.lost()
 		w.guest.attached()
 	}
+	w.guest.prove()
 }
 
 // cutPower ends everything on the machine at once. The disks keep what was synced, and of the rest what the dice say.

@@ -36,6 +36,7 @@ type guest struct {
 	recent map[int64]*truth // those with writes that the newest flush does not cover
 	next   uint64           // value that no sector was written with yet
 
+	proven  map[int64]bool // blocks that nobody has written since a receipt: their checksums are on the disks, whoever dies
 	rotten  map[int64]bool   // blocks of which some disk has rotted
 	givenUp map[int64]bool   // of these, what an operator has let go
 	flushes uint64           // begun
@@ -63,7 +64,7 @@ type guestWrite struct {
 }
 
 func newGuest(w *world) *guest {
-	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}, settled: map[int64]uint64{}, rotten: map[int64]bool{}}
+	return &guest{w: w, blocks: map[int64]*truth{}, recent: map[int64]*truth{}, settled: map[int64]uint64{}, rotten: map[int64]bool{}, proven: map[int64]bool{}}
 }
 
 func (g *guest) block(i int64) *truth {
@@ -171,6 +172,7 @@ func (l *workload) change(i int64, from, to int, value uint64, do func() error) 
 	g, this := l.g, &guestWrite{value: value}
 	g.mu.Lock()
 	g.recent[i] = g.block(i)
+	delete(g.proven, i)
 	for k := from; k < to; k++ {
 		s := &g.block(i)[k]
 		s.since = append(s.since, this)
