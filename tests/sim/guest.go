@@ -36,7 +36,7 @@ type guest struct {
 	recent map[int64]*truth // those with writes that the newest flush does not cover
 	next   uint64           // value that no sector was written with yet
 
-	proven  map[int64]bool // blocks that nobody has written since a receipt: their checksums are on the disks, whoever dies
+	proven  map[int64]bool   // blocks that nobody has written since a receipt: their checksums are on the disks, whoever dies
 	rotten  map[int64]bool   // blocks of which some disk has rotted
 	givenUp map[int64]bool   // of these, what an operator has let go
 	flushes uint64           // begun
