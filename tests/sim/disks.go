@@ -88,8 +88,10 @@ type view struct {
 	dead    bool
 	handles map[*vfs.Mem]*vfs.Mem
 	flying  []*flight
-	synced  *disk // the last that has done a sync for it
-	fuse    int   // how many more altering calls it makes; 0: no bound
+	altered *disk  // by its last call but the one that it died of
+	fuse    int    // how many more altering calls it makes; 0: no bound
+	fuseOn  string // that count: those of files with such an end
+	sharp   bool   // it dies with the fuse before anything else is on its way
 	blown   func()
 }
 
@@ -159,6 +161,9 @@ func opKey(op *vfs.Op) string {
 
 // land decides what becomes of a call whose process died meanwhile.
 func (v *view) land(f *flight) {
+	if v.sharp {
+		return
+	}
 	r := v.w.dice.roll("land " + v.name + opKey(f.op))
 	if f.op.Kind != vfs.OpWrite || r.IntN(3) == 0 {
 		return
@@ -211,7 +216,7 @@ func (v *view) takeOff(d *disk, op *vfs.Op) (*flight, error) {
 // arrive is false where the process is dead, or dies of this call.
 func (v *view) arrive(f *flight, alters bool) bool {
 	v.mu.Lock()
-	if alters && !v.dead && v.fuse > 0 {
+	if alters && !v.dead && v.fuse > 0 && strings.HasSuffix(f.op.Name, v.fuseOn) {
 		if v.fuse--; v.fuse == 0 {
 			v.mu.Unlock()
 			v.blown()
@@ -220,8 +225,8 @@ func (v *view) arrive(f *flight, alters bool) bool {
 	}
 	defer v.mu.Unlock()
 	v.flying = slices.DeleteFunc(v.flying, func(x *flight) bool { return x == f })
-	if f.op.Kind == vfs.OpDatasync && !v.dead {
-		v.synced = f.disk
+	if alters && !v.dead && strings.HasSuffix(f.op.Name, v.fuseOn) {
+		v.altered = f.disk
 	}
 	return !v.dead
 }
@@ -230,7 +235,7 @@ func (v *view) arrive(f *flight, alters bool) bool {
 func (v *view) light(n int, blown func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.fuse, v.blown = n, blown
+	v.fuse, v.fuseOn, v.sharp, v.blown = n, "", false, blown
 }
 
 // How long calls take, of a usual disk.

@@ -65,7 +65,7 @@ func (s *saboteur) death(f fault) {
 	case engineKilledAt:
 		m.fuseEngine(s.r, soon)
 	case takeOverCut:
-		m.fuseNext(1+s.r.IntN(pick(s.r, []int{8, 16, 64})), s.r.IntN(2) == 0)
+		m.fuseNext(s.r)
 		m.killEngine(s.r)
 	case engineStopped:
 		m.stopEngine(s.r, between(s.r, 10*time.Millisecond, 10*time.Second))
@@ -181,15 +181,14 @@ func (s *saboteur) rot() {
 	s.w.guest.mu.Lock()
 	s.w.guest.rotten[block] = true
 	s.w.guest.mu.Unlock()
-	name := d.name + "/volumes/" + string(volumeID) + "/data"
-	at := block/regionBlocks*(frameBytes) + entriesBytes + block%regionBlocks*blockBytes
+	file, at, n := s.rotsAt(block)
 	p := d.mem.Process()
-	f, err := p.Open(name, 0)
+	f, err := p.Open(d.name+"/volumes/"+string(volumeID)+"/"+file, 0)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	raw := make([]byte, blockBytes)
+	raw := make([]byte, n)
 	if f.ReadAt(raw, at) != nil {
 		return
 	}
@@ -197,6 +196,27 @@ func (s *saboteur) rot() {
 	if f.WriteAt(raw, at) == nil && f.Datasync() == nil {
 		s.w.count(bitRot)
 	}
+}
+
+// rotsAt is what of a replica rots: the content of the block, mostly, its checksum, or, where the other replicas are a majority without this one, its
+// record, its marks or its sums.
+func (s *saboteur) rotsAt(block int64) (file string, at, n int64) {
+	region := block / regionBlocks
+	kinds := 5
+	if s.w.plan.replicas >= 3 {
+		kinds = 8
+	}
+	switch s.r.IntN(kinds) {
+	case 0:
+		return "data", region*frameBytes + block%regionBlocks*32, 32
+	case 5:
+		return "meta", 0x2000 + s.r.Int64N(2)*blockBytes, blockBytes
+	case 6:
+		return "meta", 0x4000, sectorBytes
+	case 7:
+		return "regions", 32 * region, 32
+	}
+	return "data", region*frameBytes + entriesBytes + block%regionBlocks*blockBytes, blockBytes
 }
 
 // heal takes back what has gone wrong and can be taken back.

@@ -115,7 +115,7 @@ func (l *workload) stream(r *rand.Rand, mine, of int64) {
 		select {
 		case <-l.stop:
 			return
-		case <-time.After(between(r, 10*time.Microsecond, l.g.w.plan.think)):
+		case <-time.After(l.pause(r)):
 		}
 		if err := l.step(r, mine, of); err != nil {
 			l.mu.Lock()
@@ -124,6 +124,14 @@ func (l *workload) stream(r *rand.Rand, mine, of int64) {
 			return
 		}
 	}
+}
+
+// pause is how long a stream does nothing: what is not written for a while is verified in the background.
+func (l *workload) pause(r *rand.Rand) time.Duration {
+	if l.g.w.plan.rests && r.IntN(40) == 0 {
+		return between(r, time.Second, 20*time.Second)
+	}
+	return between(r, 10*time.Microsecond, l.g.w.plan.think)
 }
 
 // choose returns a block of the stream: mostly one of a few.

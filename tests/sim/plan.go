@@ -19,6 +19,7 @@ type plan struct {
 	streams  int           // of the guest
 	sectors  bool          // the guest writes parts of blocks
 	think    time.Duration // at most, between two requests of a stream
+	rests    bool          // a stream does nothing for seconds now and then
 	rounds   int           // attachments
 	stay     time.Duration // at most, of each
 	every    time.Duration // between two faults, on the average
@@ -46,6 +47,7 @@ type profile struct {
 var profiles = []profile{
 	{"failures", 6, join(deaths, people, asked, failures), nil, 1},
 	{"lies", 1, join([]fault{hostKilled, hostKilledAt, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse, detachAbandoned, stagedAgain, straggler}, asked), []fault{lostWrite, misdirected, tornWrite, bitRot}, 2},
+	{"takeovers", 1, []fault{engineKilled, engineKilledAt, takeOverCut, cacheLost, diskAway}, nil, 1},
 	{"rot", 1, join(deaths, people, asked, []fault{bitRot}), []fault{bitRot}, 3},
 	{ruin, 1, join([]fault{hostKilled, serverKilled, serverKilledAt, nodeSilent, detachForgotten, detachInUse}, asked, []fault{bitRot}), []fault{bitRot}, 1},
 }
@@ -76,9 +78,10 @@ func newPlan(d *dice) *plan {
 	if p.profile == ruin {
 		p.replicas = 1 + r.IntN(2)
 	}
+	p.rests = r.IntN(2) == 0
 	p.stores = min(p.replicas+r.IntN(2), 5)
 	if r.IntN(2) == 0 {
-		p.verify = between(r, 4*time.Second, time.Minute)
+		p.verify = between(r, time.Second, 40*time.Second)
 	}
 	if len(x.lies) > 0 {
 		p.liar = r.IntN(p.replicas)

@@ -1,40 +1,49 @@
 package sim
 
 import (
+	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/belay-storage/belay/tests/sim/machine"
 )
 
-// fuseNext has the next engine process die at its n-th call that alters a disk; the store that has done its last sync may go away with it for a
-// while: what is there is seen by nobody but those who come later.
-func (p *programs) fuseNext(n int, away bool) {
+// fuseNext has the next engine process die while it takes over: at one of its first calls that alter a disk, or between the records that it writes
+// to the stores. The store that it was at last may go away with it for a while: what is there is seen by nobody but those who come later.
+func (p *programs) fuseNext(r *rand.Rand) {
+	n, on, away := 1+r.IntN(64), "", r.IntN(2) == 0
+	if r.IntN(2) == 0 {
+		n, on = 1+r.IntN(12), "/meta"
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.next = func(of *machine.Process, v *view) {
 		v.light(n, func() {
+			last := v.last()
 			of.Kill()
 			if away {
-				p.w.vanish(of.String(), v.last())
+				p.w.vanish(of.String(), last)
 			}
 		})
+		v.fuseOn, v.sharp = on, on != ""
 	}
 }
 
 // arm has happen to a new process what was planned for it. The caller holds mu.
 func (p *programs) arm(of *machine.Process, v *view) {
 	if p.next != nil && strings.HasPrefix(of.String(), "engine") {
-		p.next(of, v)
+		if !p.w.healed() {
+			p.next(of, v)
+		}
 		p.next = nil
 	}
 }
 
-// last is the disk that has done the process's last sync; nil where none has.
+// last is the disk that the process has altered last; nil where none.
 func (v *view) last() *disk {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.synced
+	return v.altered
 }
 
 // vanish has a store go away for a while.
