@@ -190,6 +190,10 @@ func (s *Session) openVoter(i int, voter quorum.Voter) (*replica, error) {
 		opened.Close()
 		return nil, fmt.Errorf("store %s holds incarnation %s, the volume admitted %s: it does not vote", dir.Path(), got, voter.Incarnation)
 	}
+	if err := opened.Present(); err != nil { // the store was opened on another disk that was mounted there for a while
+		opened.Close()
+		return nil, err
+	}
 	r := &replica{Replica: opened, dir: dir, index: i}
 	mark := opened.Record().Session
 	r.lossy = opened.Record().Lossy || mark.Open && (mark.Boot != s.mark.Boot || mark.Mount != opened.MountID())
