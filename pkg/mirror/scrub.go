@@ -57,7 +57,9 @@ func (s *Session) verifyBatch(batch []int64) error {
 	}
 	if mutant.CleanBeforeReadBack {
 		for _, i := range batch {
-			s.regions.get(i).written = blockset{}
+			if r := s.regions.get(i); r != nil {
+				r.written = blockset{}
+			}
 		}
 		return s.makeClean(batch)
 	}
