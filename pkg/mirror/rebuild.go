@@ -68,19 +68,21 @@ func (s *Session) setRestoring(on bool) {
 }
 
 // comeBack opens again what has failed or was away, so that it votes: a session that is stopped does nothing in the background. Members
-// that have failed are excluded, which they vote for themselves once they are open again.
+// that have failed are excluded, which they vote for themselves once they are open again. Where all of them have the session ends by force.
 func (s *Session) comeBack() {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	if s.refusal(false) != nil {
 		return
 	}
-	next := s.Config()
-	for _, f := range sick(s.view.Load().members()) {
-		next.Members = next.Members.Without(quorum.SetOf(f.replica.index))
-	}
-	if next.Members == 0 || next.Members == s.Config().Members {
-		s.reopen(s.Config().Members)
+	failed, next := sick(s.view.Load().members()), s.Config()
+	next.Members = next.Members.Without(failed.set())
+	switch {
+	case len(failed) == 0:
+		s.reopen(next.Members)
+		return
+	case next.Members == 0:
+		_ = s.allFailed(failed) // it ends here, and whoever takes its place opens them anew
 		return
 	}
 	s.markLossy() // before they vote again
