@@ -2,9 +2,11 @@ package mirror
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
@@ -51,4 +53,38 @@ func TestFullWhileMarking(t *testing.T) {
 		}
 		s.Close()
 	}
+}
+
+// TestLostOnAFullDiskIsNotAnswered: one member has no room for a block, and none has room for the record that excludes it, so that the session is lost
+// with nothing but full disks for causes. The next engine can be asked, and the request waits for it: it is answered when the session is closed, since
+// then there is none. (Simulation, seeds 463 and 717: the workload was told EIO.)
+func TestLostOnAFullDiskIsNotAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, trouble, _ := troubledLab(t, 3)
+		s, err := Open(t.Context(), OpenConfig{ID: testID, Stores: l.dirs, Purpose: ForDevice, Holder: "test", Log: l.log, Suspend: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		mustWrite(t, s, pattern(1, store.BlockSize), 0)
+		trouble.is(func(op *vfs.Op) error {
+			if calls(op, vfs.OpWrite, 0, "data") || op.Kind == vfs.OpWrite && strings.HasSuffix(op.Name, "/meta") {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		answered := make(chan error, 1)
+		go func() { answered <- s.WriteAt(pattern(2, store.BlockSize), 0) }()
+		<-s.Lost()
+		synctest.Wait()
+		select {
+		case err := <-answered:
+			t.Fatalf("answered: %v", err)
+		default:
+		}
+		s.Close()
+		if err := <-answered; !errors.Is(err, syscall.EIO) {
+			t.Errorf("answered at the end: %v", err)
+		}
+	})
 }
