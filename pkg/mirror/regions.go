@@ -196,6 +196,13 @@ func (g *regions) doubt(list []int64) {
 	}
 }
 
+// recount forgets the sums of all clean regions. The caller counts them again, and keeps others from making any clean.
+func (g *regions) recount() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.clean, g.counted = digest.Sum{}, 0
+}
+
 // next is the first region that is not counted; allCounted where there is none.
 func (g *regions) next() int64 {
 	g.mu.RLock()

@@ -123,6 +123,9 @@ func (s *stores) takeDir(p *place, id quorum.UUID, seen bool) error {
 		return err
 	}
 	info, err := dir.Stat()
+	if err == nil && !dir.Is(info) {
+		err = fmt.Errorf("store %s: another disk was mounted there while it was opened", p.path)
+	}
 	if err != nil {
 		lock.Unlock() //nolint:errcheck // as above
 		return err

@@ -63,6 +63,9 @@ func (d *Dir) ID() quorum.UUID { return d.id.Store }
 // Path is where the store was opened.
 func (d *Dir) Path() string { return d.path }
 
+// Is says whether the directory is the one that was opened, and not another one that has come into its place since.
+func (d *Dir) Is(info vfs.Info) bool { return info.Same(d.self) }
+
 // Stat describes the directory that the path leads to now.
 func (d *Dir) Stat() (vfs.Info, error) { return d.fs.Stat(d.path) }
 
