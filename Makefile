@@ -14,7 +14,7 @@ SEED    ?= 1
 SEEDS   ?= 5000
 FROM    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
-UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/... ./tests/sim/machine/...
+UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/... ./tests/mutants/... ./tests/sim/machine/...
 export CGO_ENABLED := 0
 # Where tests add their figures: explorer.txt, fuzz.txt, histories.txt, model.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
@@ -32,7 +32,7 @@ help: ## show this list
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), SEEDS=5000 and FROM=1 (sim), STATES=200000 and SEED=1 (explore), ARGS (for bench), VERSION=$(VERSION)'
+	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), SEEDS=5000 and FROM=1 (sim), STATES=200000 and SEED=1 (explore), ARGS (for bench and mutants), VERSION=$(VERSION)'
 
 .PHONY: build
 build: ## build bin/belay
@@ -74,6 +74,7 @@ endif
 lab-short:
 	$(MAKE) fuzz-short
 	$(MAKE) sim SEEDS=5000
+	$(MAKE) mutants
 
 .PHONY: summary
 summary: ## what the last run of each part of the correctness lab has met
@@ -105,6 +106,11 @@ histories: deps build ## N devices used by several clients, upgraded, killed and
 sim: ## SEEDS seeds of the deterministic simulation, from FROM on; no root needed
 	@mkdir -p $(BELAY_REPORT_DIR)
 	go test -count=1 -timeout 24h -v ./tests/sim -sim.seeds=$(SEEDS) -sim.from=$(FROM) | grep -v '^=== '
+
+.PHONY: mutants
+mutants: ## every wrong variant of the protocol must be found by the simulation within a minute, and the right one must not; no root needed
+	@mkdir -p $(BELAY_REPORT_DIR)
+	go run ./tests/mutants $(ARGS)
 
 .PHONY: explore
 explore: ## STATES crash states of every scenario, and every call of the file system failed in turn; no root needed

@@ -14,6 +14,7 @@ type verdict struct {
 	mutant   mutant.Mutant
 	killed   bool
 	by       kill
+	others   []kill // that were looked for as well, to be learned
 	broken   string // what was violated
 	searched bool   // no seed that was known has killed it
 	seeds    int    // that were run
@@ -29,7 +30,7 @@ type trial struct {
 	mu     sync.Mutex // guards the rest
 	seeds  int
 	deaths int
-	found  *finding
+	found  []finding
 	end    context.CancelFunc
 }
 
@@ -70,8 +71,11 @@ func (l lab) hunt(ctx context.Context, m mutant.Mutant, run func(context.Context
 	t := &trial{lab: l, mutant: m.Name, end: cancel}
 	run(ctx, t)
 	v := verdict{mutant: m, seeds: t.seeds, deaths: t.deaths, took: time.Since(began)}
-	if t.found != nil {
-		v.killed, v.by, v.broken = true, t.found.by, t.found.what
+	if len(t.found) > 0 {
+		v.killed, v.by, v.broken = true, t.found[0].by, t.found[0].what
+		for _, f := range t.found[1:] {
+			v.others = append(v.others, f.by)
+		}
 	}
 	return v
 }
@@ -81,11 +85,14 @@ func (t *trial) add(o outcome, profile string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seeds++
-	if o.Failure != "" && t.found == nil {
-		t.found = &finding{kill{o.Seed, profile}, o.Failure}
+	if o.Failure != "" {
+		t.found = append(t.found, finding{kill{o.Seed, profile}, o.Failure})
+	}
+	over := len(t.found) >= t.lab.kills || t.mutant == "" && len(t.found) > 0
+	if over {
 		t.end()
 	}
-	return t.found == nil
+	return !over
 }
 
 // died notes that a seed has ended its process. Of a mutant that says nothing: what it does wrong must be told by a check. The right protocol
@@ -115,8 +122,8 @@ func (l lab) correct(ctx context.Context, verdicts []verdict) verdict {
 	l.share(len(all), func(i int) { t.run(ctx, all[i]) })
 	v := verdict{mutant: mutant.Mutant{Name: "none", Does: "the right protocol"}, seeds: t.seeds, took: time.Since(began)}
 	switch {
-	case t.found != nil:
-		v.killed, v.by, v.broken = true, t.found.by, t.found.what
+	case len(t.found) > 0:
+		v.killed, v.by, v.broken = true, t.found[0].by, t.found[0].what
 	case t.seeds < want:
 		v.killed, v.broken = true, fmt.Sprintf("only %d of %d seeds were run", t.seeds, want)
 	}

@@ -28,9 +28,9 @@ func (k kill) String() string {
 
 // profiles are where a mutant is looked for that only one kind of fault can show.
 var profiles = map[string]string{
-	"no-read-back": "lies", "repair-not-flushed": "lies", "repair-from-any-copy": "lies", "clean-before-read-back": "lies",
-	"attach-without-promise": "failures", "words-forgotten": "failures", "lossy-source": "failures", "any-source": "failures",
-	"ack-before-record": "failures", "minority-confirms": "failures", "restarted-still-in-sync": "failures", "replaced-disk-votes": "failures",
+	"no-read-back": "lies", "repair-not-flushed": "lies", "repair-from-any-copy": "lies", "clean-before-read-back": "rot",
+	"attach-without-promise": "takeovers", "words-forgotten": "takeovers", "lossy-source": "takeovers",
+	"ack-before-record": "failures", "any-source": "failures", "restarted-still-in-sync": "failures", "replaced-disk-votes": "failures",
 }
 
 // kills are seeds by mutant.
@@ -80,11 +80,14 @@ func isMutant(name string) bool {
 // writeKills replaces the file by what has killed each mutant now.
 func writeKills(name string, verdicts []verdict) error {
 	var b strings.Builder
-	b.WriteString("# The seed of tests/sim that is tried first for each mutant, and the profile it is of. Written by go run ./tests/mutants -learn:\n" +
+	b.WriteString("# The seeds of tests/sim that are tried first for each mutant, and the profile they are of. Written by go run ./tests/mutants -learn:\n" +
 		"# a change of the code or of the simulation moves what a seed does.\n")
 	for _, v := range verdicts {
-		if v.killed {
-			b.WriteString(strings.TrimSpace(fmt.Sprintf("%s %d %s", v.mutant.Name, v.by.seed, v.by.profile)) + "\n")
+		if !v.killed {
+			continue
+		}
+		for _, k := range append([]kill{v.by}, v.others...) {
+			b.WriteString(strings.TrimSpace(fmt.Sprintf("%s %d %s", v.mutant.Name, k.seed, k.profile)) + "\n")
 		}
 	}
 	return os.WriteFile(name, []byte(b.String()), 0o644)

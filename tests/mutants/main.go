@@ -32,6 +32,7 @@ type lab struct {
 	program string // the simulation, with the mutants in it
 	within  time.Duration
 	workers int
+	kills   int // how many seeds that kill it are looked for
 	right   int // how many seeds more the right protocol runs
 }
 
@@ -72,8 +73,8 @@ func start(ctx context.Context, l lab, only string, learn bool) error {
 	if err != nil {
 		return err
 	}
-	if learn {
-		known = kills{}
+	if l.kills = 1; learn {
+		l.kills, known = 3, kills{}
 	}
 	verdicts := l.all(ctx, wanted, known)
 	if learn {

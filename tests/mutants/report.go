@@ -13,10 +13,14 @@ func (v verdict) String() string {
 		return fmt.Sprintf("%-26s %-28s %6.1f s %5d  %s", v.mutant.Name, "LIVES", v.took.Seconds(), v.seeds, v.mutant.Does)
 	}
 	by := v.by.String()
+	what := short(v.broken)
+	if v.deaths > 0 {
+		what += fmt.Sprintf(" (%d processes ended on the way, which counts for nothing)", v.deaths)
+	}
 	if v.searched {
 		by += ", searched"
 	}
-	return fmt.Sprintf("%-26s %-28s %6.1f s %5d  %s", v.mutant.Name, by, v.took.Seconds(), v.seeds, short(v.broken))
+	return fmt.Sprintf("%-26s %-28s %6.1f s %5d  %s", v.mutant.Name, by, v.took.Seconds(), v.seeds, what)
 }
 
 // short is the beginning of a text, on one line.
