@@ -91,7 +91,11 @@ func explore(t *testing.T, s scenario, quota int) *tally {
 	if t.Failed() {
 		return &tally{}
 	}
-	out := look(t, s, points, choose(points, quota))
+	states, err := choose(points, quota)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := look(t, s, points, states)
 	out.points, out.took = len(points), time.Since(began)
 	return out
 }
@@ -111,13 +115,13 @@ func record(t *testing.T, s scenario, seed uint64) (points []point) {
 
 // choose lists the states to look at: those of every prefix, subsets and tears as many as there is room for, and where there is more
 // room random ones.
-func choose(points []point, quota int) []state {
+func choose(points []point, quota int) ([]state, error) {
 	if *stateFlag != "" {
 		s, err := parseState(*stateFlag)
-		if err != nil {
-			panic(err)
+		if err == nil {
+			err = s.fits(points)
 		}
-		return []state{s}
+		return []state{s}, err
 	}
 	rng := rand.New(rand.NewPCG(*seedFlag, 8))
 	prefixes, subsets, torn := enumerate(points, rng)
@@ -131,7 +135,7 @@ func choose(points []point, quota int) []state {
 	for len(all) < quota {
 		all = append(all, random(points, rng))
 	}
-	return all
+	return all, nil
 }
 
 // failuresMax is how many wrong states of a scenario are told of.
@@ -156,8 +160,11 @@ func look(t *testing.T, s scenario, points []point, states []state) *tally {
 					out.count(states[i], v, err)
 					tell := err != nil && out.wrong <= failuresMax
 					mu.Unlock()
-					if tell {
+					switch {
+					case tell:
 						t.Errorf("%s\n%s", err, story(s, points, states[i]))
+					case *stateFlag != "":
+						t.Logf("as it should be\n%s", story(s, points, states[i]))
 					}
 				}
 			})

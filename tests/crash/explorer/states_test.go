@@ -62,6 +62,17 @@ func parseState(text string) (s state, err error) {
 	return s, err
 }
 
+// fits says why the state is none of the recording.
+func (s state) fits(points []point) error {
+	if s.point < 0 || s.point >= len(points) {
+		return fmt.Errorf("state %s: the recording has %d points", s, len(points))
+	}
+	if n := len(pendingOf(&points[s.point], s.off)); n != len(s.fates) {
+		return fmt.Errorf("state %s: %d changes are not synced there, %d have a fate; is it the same seed and the same program?", s, n, len(s.fates))
+	}
+	return nil
+}
+
 func (s state) kind() crashKind {
 	switch s.off {
 	case noDisk:
