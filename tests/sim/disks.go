@@ -90,7 +90,7 @@ type view struct {
 	flying  []*flight
 	altered *disk  // by its last call but the one that it died of
 	fuse    int    // how many more altering calls it makes; 0: no bound
-	fuseOn  string // that count: those of files with such an end
+	fuseOn  string // where not empty only writes to files with such an end count
 	sharp   bool   // it dies with the fuse before anything else is on its way
 	blown   func()
 }
@@ -216,7 +216,8 @@ func (v *view) takeOff(d *disk, op *vfs.Op) (*flight, error) {
 // arrive is false where the process is dead, or dies of this call.
 func (v *view) arrive(f *flight, alters bool) bool {
 	v.mu.Lock()
-	if alters && !v.dead && v.fuse > 0 && strings.HasSuffix(f.op.Name, v.fuseOn) {
+	counts := alters && (v.fuseOn == "" || f.op.Kind == vfs.OpWrite && strings.HasSuffix(f.op.Name, v.fuseOn))
+	if counts && !v.dead && v.fuse > 0 {
 		if v.fuse--; v.fuse == 0 {
 			v.mu.Unlock()
 			v.blown()
@@ -225,7 +226,7 @@ func (v *view) arrive(f *flight, alters bool) bool {
 	}
 	defer v.mu.Unlock()
 	v.flying = slices.DeleteFunc(v.flying, func(x *flight) bool { return x == f })
-	if alters && !v.dead && strings.HasSuffix(f.op.Name, v.fuseOn) {
+	if counts && !v.dead {
 		v.altered = f.disk
 	}
 	return !v.dead

@@ -99,11 +99,27 @@ func numberOf(c quorum.Config) string { return fmt.Sprintf("%016x.%08x", uint64(
 
 // proposal: one number never means two configurations.
 func (v *invariants) proposal(c quorum.Config, where string) {
-	key, text := numberOf(c), fmt.Sprintf("%+v", c)
+	type all quorum.Config // with all that it says: a Config's own text is its number
+	key, text := numberOf(c), fmt.Sprintf("%+v", all(c))
 	if had, known := v.proposed[key]; known && had != text {
 		v.w.fail("I7: configuration %s is\n%s\non %s and was\n%s", key, text, where, had)
 	}
 	v.proposed[key] = text
+}
+
+// proposedOn notes what a store that goes away has been asked to accept, durable or not: it can come back with it.
+func (v *invariants) proposedOn(d *disk) {
+	d.mu.Lock()
+	held := d.mem.Freeze().Crash(func(int) vfs.Fate { return vfs.Fate{Survives: true} })
+	d.mu.Unlock()
+	r := v.replicaOn(held, d.name)
+	if r == nil {
+		return
+	}
+	defer r.Close()
+	if c := r.Record().Config; !v.forged[r.Superblock().Incarnation] && len(c.Voters) > 0 {
+		v.proposal(c, d.name)
+	}
 }
 
 // commit: the newest committed configuration never goes back, and its voters are those that were admitted.

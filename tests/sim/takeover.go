@@ -13,7 +13,7 @@ import (
 func (p *programs) fuseNext(r *rand.Rand) {
 	n, on, away := 1+r.IntN(64), "", r.IntN(2) == 0
 	if r.IntN(2) == 0 {
-		n, on = 1+r.IntN(12), "/meta"
+		n, on = 1+r.IntN(9), "/meta"
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -51,6 +51,7 @@ func (w *world) vanish(why string, d *disk) {
 	if d == nil || d.name == "" || w.healed() {
 		return
 	}
+	w.invariants.proposedOn(d)
 	r := w.dice.roll("vanish " + why)
 	d.mu.Lock()
 	defer d.mu.Unlock()
