@@ -302,7 +302,8 @@ func TestAbort(t *testing.T) {
 		t.Errorf("the read that waited: %v", err)
 	}
 	f.Close()
-	r.serve(m, ServeOptions{}) // ends at once: the rig's close waits for that
+	r.serve(m, ServeOptions{})
+	r.served <- <-r.served // it ends at once, which the rig's close wants to hear of; that must not close the channel before it was opened
 	if h := Probe(soon(t), r.path); h != Dead {
 		t.Errorf("after the abort: %s", h)
 	}

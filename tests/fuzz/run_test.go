@@ -38,6 +38,7 @@ func FuzzUnwanted(f *testing.F) { f.Fuzz(func(t *testing.T, n int) { t.Error("ru
 // TestWhatAFuzzerFindsFails: targets are found, each is run, and the one that finds something fails and leaves the input.
 func TestWhatAFuzzerFindsFails(t *testing.T) {
 	dir := t.TempDir()
+	t.Setenv("BELAY_REPORT_DIR", filepath.Join(t.TempDir(), "made")) // and not where the figures of this run go
 	for name, text := range map[string]string{"go.mod": module, "x_test.go": targets, "x.go": "package x\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
