@@ -29,7 +29,7 @@ func (k kill) String() string {
 // profiles are where a mutant is looked for that only one kind of fault can show.
 var profiles = map[string]string{
 	"no-read-back": "lies", "repair-not-flushed": "lies", "repair-from-any-copy": "lies", "clean-before-read-back": "rot",
-	"attach-without-promise": "takeovers", "words-forgotten": "takeovers", "lossy-source": "takeovers",
+	"attach-without-promise": "takeovers", "words-forgotten": "resets", "lossy-source": "takeovers",
 	"ack-before-record": "failures", "any-source": "failures", "restarted-still-in-sync": "failures", "replaced-disk-votes": "failures",
 }
 
