@@ -3,7 +3,7 @@
 //
 // They are there in a build with the tag "mutants" only, where the variable BELAY_MUTANT chooses one. In every other build each is the
 // constant false, and what it would do is not in the program. The program itself cannot be built with the tag (cmd/belay).
-// "make mutants" fails unless the simulation or the crash explorer kills each of them within a minute.
+// "make mutants" fails unless the simulation kills each of them within a minute (tests/mutants).
 package mutant
 
 // Mutant is one of them.

@@ -54,8 +54,8 @@ func report(verdicts []verdict, right verdict, took time.Duration) error {
 		outcome = "KILLED by " + right.by.String()
 	}
 	fmt.Fprintf(&b, "%-26s %-28s %6.1f s %5d  %s\n", "none: the right protocol", outcome, right.took.Seconds(), right.seeds, short(right.broken))
-	if searched > 0 {
-		fmt.Fprintf(&b, "%d were searched for, since the seeds in %s do not kill them any more: go run ./tests/mutants -learn\n", searched, killsFile)
+	if searched > 0 && searched < len(verdicts) {
+		fmt.Fprintf(&b, "%d had to be searched for, since the seeds in %s do not kill them any more: go run ./tests/mutants -learn\n", searched, killsFile)
 	}
 	fmt.Print("\n" + b.String())
 	if err := keep(b.String()); err != nil {
