@@ -126,7 +126,9 @@ func (s *Session) reopen(leave quorum.Set) {
 	}
 }
 
-// readmit gives a returned voter the configuration in force. One that has promised a newer epoch says that we were fenced.
+// readmit opens a returned voter and gives it the configuration in force, but for one that is still to be excluded: it is told so by the
+// configuration that excludes it, and by none, newer than what the others hold of that, in which it is a member. One that has promised a newer epoch says
+// that we were fenced.
 func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) {
 	s.renew(voter.Store)
 	r, err := s.openVoter(i, voter)
@@ -138,7 +140,11 @@ func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(r.Present(), r.Accept(v.config, store.Session{})); err != nil {
+	err = r.Present()
+	if err == nil && !v.config.Members.Has(i) {
+		err = r.Accept(v.config, store.Session{})
+	}
+	if err != nil {
 		r.Close()
 		return nil, errors.Join(err, s.superseded(failures{{r, err}}))
 	}
