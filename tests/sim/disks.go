@@ -218,7 +218,9 @@ func (v *view) arrive(f *flight, alters bool) bool {
 	v.mu.Lock()
 	counts := alters && (v.fuseOn == "" || f.op.Kind == vfs.OpWrite && strings.HasSuffix(f.op.Name, v.fuseOn))
 	if counts && !v.dead && v.fuse > 0 {
-		if v.fuse--; v.fuse == 0 {
+		if v.fuse--; v.fuse == 0 && v.w.lossUntold() {
+			v.fuse = 1 // later
+		} else if v.fuse == 0 {
 			v.mu.Unlock()
 			v.blown()
 			return false
@@ -279,6 +281,9 @@ func (w *world) fails(d *disk, op *vfs.Op, r *rand.Rand) error {
 				d.sick = false
 			})
 			err = syscall.EIO
+		}
+		if op.Kind == vfs.OpDatasync {
+			w.lost()
 		}
 		return d.failOnce(op, err, r)
 	}

@@ -109,6 +109,9 @@ func (p *programs) install() {
 		b.Open = func(ctx context.Context, t host.Take, say func(engine.Progress)) (host.Session, error) {
 			of.Go(func() {
 				time.Sleep(between(p.w.dice.stream("young"), time.Millisecond, 2*time.Second))
+				for p.w.lossUntold() {
+					time.Sleep(time.Second)
+				}
 				of.Kill()
 			})
 			return open(ctx, t, say)
@@ -289,7 +292,7 @@ func (p *programs) engineProcess(r *rand.Rand) *machine.Process {
 }
 
 func (p *programs) killEngine(r *rand.Rand) {
-	if e := p.engineProcess(r); e != nil {
+	if e := p.engineProcess(r); e != nil && !p.w.lossUntold() {
 		e.Kill()
 	}
 }
@@ -297,7 +300,7 @@ func (p *programs) killEngine(r *rand.Rand) {
 // stopEngine stops an engine for a while.
 func (p *programs) stopEngine(r *rand.Rand, while time.Duration) {
 	e := p.engineProcess(r)
-	if e == nil {
+	if e == nil || p.w.lossUntold() {
 		return
 	}
 	e.Stop()

@@ -63,3 +63,21 @@ func (w *world) vanish(why string, d *disk) {
 		d.away = false
 	})
 }
+
+// tellWithin is how long an engine may take to record, on whatever disk, that a sync has failed and what was written may be gone.
+const tellWithin = 3 * time.Second
+
+// lost notes that a disk has lost its cache and said so to an engine.
+func (w *world) lost() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lastLoss = time.Now()
+}
+
+// lossUntold says that an engine may know of a lost cache that nobody else knows of yet. An engine that dies then takes that along, and the next one
+// believes a disk that has forgotten: pkg/mirror/DESIGN.md says so, and nothing here asks for more.
+func (w *world) lossUntold() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.lastLoss.IsZero() && time.Since(w.lastLoss) < tellWithin
+}

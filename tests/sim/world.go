@@ -48,6 +48,7 @@ type world struct {
 	isHealed   bool
 	silent     error
 	lostReason string
+	lastLoss   time.Time // when a disk last lost its cache and said so
 
 	// Of the attachment there is now.
 	device     *attached
