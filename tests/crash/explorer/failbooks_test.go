@@ -143,13 +143,13 @@ func useHistory(s *shelf) error {
 			s.fault.over()
 		}
 	}
-	if err := errors.Join(told4(b, texts), b.Close(ctx)); err != nil {
+	if err := errors.Join(wantTold(b, texts), b.Close(ctx)); err != nil {
 		return err
 	}
 	for _, left := range []*disks{s.disks.restart(), s.disks.cut()} {
 		b, err := history.Open(history.Config{FS: left, Dir: stateDir + "/history", Log: quiet})
 		if err == nil {
-			err = errors.Join(told4(b, texts), b.Close(ctx))
+			err = errors.Join(wantTold(b, texts), b.Close(ctx))
 		}
 		if err != nil {
 			return err
@@ -158,8 +158,8 @@ func useHistory(s *shelf) error {
 	return nil
 }
 
-// told4 wants the last of the texts, which was told when all was well, and the others or a word that they were missed.
-func told4(b *history.Book, texts []string) error {
+// wantTold wants the last of the texts, which was told when all was well, and the others or a word that they were missed.
+func wantTold(b *history.Book, texts []string) error {
 	got, err := b.Read(context.Background(), theVolume)
 	if err != nil {
 		return err

@@ -226,7 +226,7 @@ func (y *yard) receipts() (out []string, err error) {
 	return out, err
 }
 
-// life is how far a volume of an engine has come, and what it holds.
+// lifeOf is how far a volume of an engine has come, and what it holds.
 type lifeOf struct {
 	copies   int
 	phase    phase
