@@ -278,7 +278,7 @@ func (s *Session) begin(c OpenConfig) error {
 			return err
 		}
 	case ForRecovery:
-		s.stopped = true
+		s.stopped.Store(true)
 		next.Flags &^= quorum.Sealed // Clean stays: it speaks of the last writer with a device
 	}
 	if err := s.commit(next, true); err != nil {

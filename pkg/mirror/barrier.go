@@ -19,7 +19,7 @@ import (
 // go on. Stopping twice is no error.
 func (s *Session) Stop() error {
 	s.gate.Lock() // waits for every request in flight
-	s.stopped = true
+	s.stopped.Store(true)
 	s.gate.Unlock()
 	settled := s.regions.settled() // before the flush, which makes it durable
 	if err := s.flushShared(); err != nil || !settled {
@@ -41,11 +41,7 @@ func (s *Session) leftClean() error {
 }
 
 // Stopped says that writes are refused.
-func (s *Session) Stopped() bool {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	return s.stopped
-}
+func (s *Session) Stopped() bool { return s.stopped.Load() }
 
 // Evidence makes everything durable, reads back from every member what was written since its last verification, mends
 // what has a good copy, and says what each replica holds. It needs Stop before it. ErrUnavailable where too few
@@ -197,11 +193,11 @@ func (s *Session) Seal(b engine.Barrier, receipt []byte) error {
 	defer s.gate.Unlock()
 	v := s.view.Load()
 	switch {
-	case s.sealed && sha256.Sum256(receipt) == v.config.Head:
+	case s.sealed.Load() && sha256.Sum256(receipt) == v.config.Head:
 		return nil
 	case s.refusal(false) != nil:
 		return s.refusal(false)
-	case !s.stopped || b.View != v.config.String() || len(s.regions.list()) > 0 && len(b.Unresolved) == 0:
+	case !s.stopped.Load() || b.View != v.config.String() || len(s.regions.list()) > 0 && len(b.Unresolved) == 0:
 		return fmt.Errorf("%w: volume %s has changed since the barrier %s (now %s)", engine.ErrStaleEpoch, s.id, b.View, v.config)
 	}
 	return s.seal(v, b, receipt)
@@ -240,16 +236,12 @@ func (s *Session) seal(v *view, b engine.Barrier, receipt []byte) error {
 		s.breakWith(err)
 		return err
 	}
-	s.sealed = true
+	s.sealed.Store(true)
 	return nil
 }
 
 // Sealed says that Seal has succeeded.
-func (s *Session) Sealed() bool {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
-	return s.sealed
-}
+func (s *Session) Sealed() bool { return s.sealed.Load() }
 
 func digestOf(sum digest.Sum, size volume.Bytes) engine.Digest {
 	b := sum.Bytes()

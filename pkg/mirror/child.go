@@ -186,10 +186,7 @@ func answer[Req, Resp any](server *wire.Server, session func() (*Session, error)
 
 func (s *Session) status() status {
 	v := s.view.Load()
-	out := status{Writer: s.epoch, Size: v.config.Size, Blank: s.Blank(), Stalled: s.Stalled()}
-	if out.Stalled == "" { // a stalled session holds its gate
-		out.Stopped, out.Sealed = s.Stopped(), s.Sealed()
-	}
+	out := status{Writer: s.epoch, Size: v.config.Size, Blank: s.Blank(), Stalled: s.Stalled(), Stopped: s.Stopped(), Sealed: s.Sealed()}
 	for i := range v.config.Voters {
 		out.Replicas = append(out.Replicas, s.describe(v, i))
 	}

@@ -72,7 +72,7 @@ func (s *Session) flushView() (failures, error) {
 		failed = writePages(v.writers(), joinPages(taken))
 	}
 	failed = append(failed, each(failed.spared(v.writers()), func(r *replica) error {
-		if mutant.NoFlush && s.stopped || mutant.FlushSparesOne && r.index == 0 {
+		if mutant.NoFlush && s.stopped.Load() || mutant.FlushSparesOne && r.index == 0 {
 			return nil
 		}
 		return r.Sync()

@@ -124,7 +124,8 @@ func chosen(p engine.SalvagePlan, o engine.SalvageOrder, u use) (engine.SalvageC
 func (e *Engine) newSalvage(l *look, c engine.SalvageChoice) *salvage {
 	s := &salvage{engine: e, look: l, choice: c, fates: map[int64][]fate{}}
 	s.Session = newSession(OpenConfig{ID: l.id, Stores: e.stores.present(), Holder: e.holder("salvage", l.id), Boot: e.boot, Log: e.Log, Events: e.Events})
-	s.salvaging, s.unclean, s.stopped = true, true, true
+	s.salvaging, s.unclean = true, true
+	s.stopped.Store(true)
 	s.view.Store(&view{})
 	for _, h := range l.readable() {
 		if h.id() == c.From {

@@ -42,8 +42,8 @@ type Session struct {
 
 	gate    locks.RWMutex
 	view    atomic.Pointer[view]
-	stopped bool        // guarded by gate: writes are refused
-	sealed  bool        // guarded by gate
+	stopped atomic.Bool // writes are refused; set while gate is held for writing, and read by anybody
+	sealed  atomic.Bool // the same
 	opening atomic.Bool // its first configuration is not in force yet
 
 	restoring bool // guarded by gate: a stopped session rebuilds, since too few replicas are in sync to prove anything
@@ -145,7 +145,7 @@ func (s *Session) refusal(write bool) error {
 	if err := s.broken.Load(); err != nil {
 		return *err
 	}
-	if write && s.stopped && !mutant.DetachWithoutFence {
+	if write && s.stopped.Load() && !mutant.DetachWithoutFence {
 		return errStopped
 	}
 	return nil

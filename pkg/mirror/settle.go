@@ -96,7 +96,7 @@ func (s *Session) settleOnce(index int64, want *blockset) (failures, error) {
 	if err := s.refusal(false); err != nil {
 		return nil, err
 	}
-	if s.sealed {
+	if s.sealed.Load() {
 		return nil, fmt.Errorf("volume %s: %w", s.id, syscall.EIO)
 	}
 	v := s.view.Load()

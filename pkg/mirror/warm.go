@@ -64,7 +64,7 @@ func (s *Session) Yield() error {
 func (s *Session) handOver() error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	if !s.broken.CompareAndSwap(nil, &errYielded) || s.sealed {
+	if !s.broken.CompareAndSwap(nil, &errYielded) || s.sealed.Load() {
 		return nil
 	}
 	taken := s.pages.takeDirty()
