@@ -113,8 +113,11 @@ func record(t *testing.T, s scenario, seed uint64) (points []point) {
 	return points
 }
 
-// choose lists the states to look at: those of every prefix, subsets and tears as many as there is room for, and where there is more
-// room random ones.
+// drawsMax is how many draws a random state is worth: a recording with little that is not synced has few.
+const drawsMax = 4
+
+// choose lists the states to look at, each once: those of every prefix, subsets and tears as many as there is room for, and where there is
+// more room random ones. Where it finds fewer than there is room for, the next scenario has that.
 func choose(points []point, quota int) ([]state, error) {
 	if *stateFlag != "" {
 		s, err := parseState(*stateFlag)
@@ -132,8 +135,17 @@ func choose(points []point, quota int) ([]state, error) {
 		prefixes = prefixes[:quota*2/3+1]
 	}
 	all := append(prefixes, rest[:min(len(rest), max(0, quota-len(prefixes)))]...)
-	for len(all) < quota {
-		all = append(all, random(points, rng))
+	seen := make(map[state]bool, quota)
+	all = slices.DeleteFunc(all, func(s state) bool {
+		again := seen[s]
+		seen[s] = true
+		return again
+	})
+	for draws := 0; len(all) < quota && draws < drawsMax*quota; draws++ {
+		if s := random(points, rng); !seen[s] {
+			seen[s] = true
+			all = append(all, s)
+		}
 	}
 	return all, nil
 }
