@@ -14,6 +14,7 @@ var Below = map[string][]string{
 	"pkg/mutant": {},
 	"pkg/vfs":    {},
 	"pkg/wire":   {},
+	"pkg/mtls":   {},
 	// What happened, for people: everybody tells it through callbacks that cmd wires, so only who shows it knows of it.
 	"pkg/history": {"pkg/volume", "pkg/vfs"},
 
