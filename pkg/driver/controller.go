@@ -15,6 +15,10 @@ import (
 
 // ControllerGetCapabilities implements csi.ControllerServer.
 func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	return controllerCapabilities(), nil
+}
+
+func controllerCapabilities() *csi.ControllerGetCapabilitiesResponse {
 	var list []*csi.ControllerServiceCapability
 	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
@@ -30,12 +34,12 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 		rpc := &csi.ControllerServiceCapability_RPC{Type: t}
 		list = append(list, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: rpc}})
 	}
-	return &csi.ControllerGetCapabilitiesResponse{Capabilities: list}, nil
+	return &csi.ControllerGetCapabilitiesResponse{Capabilities: list}
 }
 
 // ValidateVolumeCapabilities implements csi.ControllerServer.
 func (d *Driver) ValidateVolumeCapabilities(ctx context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
-	if _, err := volume.ParseID(r.GetVolumeId()); err != nil {
+	if _, err := d.parse(r.GetVolumeId()); err != nil {
 		return nil, err
 	}
 	if len(r.GetVolumeCapabilities()) == 0 {
@@ -76,10 +80,11 @@ func (d *Driver) ControllerGetVolume(ctx context.Context, r *csi.ControllerGetVo
 	if err != nil {
 		return nil, err
 	}
-	return &csi.ControllerGetVolumeResponse{
-		Volume: d.volumeMessage(v),
-		Status: &csi.ControllerGetVolumeResponse_VolumeStatus{PublishedNodeIds: publishedTo(v)},
-	}, nil
+	message, err := d.volumeMessage(v)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.ControllerGetVolumeResponse{Volume: message, Status: &csi.ControllerGetVolumeResponse_VolumeStatus{PublishedNodeIds: publishedTo(v)}}, nil
 }
 
 // publishedTo names the node for as long as the attachment is open, refused detaches included: the attacher trusts it.
@@ -114,7 +119,7 @@ func (d *Driver) GetCapacity(ctx context.Context, r *csi.GetCapacityRequest) (*c
 // ControllerExpandVolume implements csi.ControllerServer. The node's part is always needed: the device must show its new
 // size, and a filesystem must grow.
 func (d *Driver) ControllerExpandVolume(ctx context.Context, r *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

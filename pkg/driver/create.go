@@ -29,6 +29,9 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		return nil, err
 	}
 	defer release()
+	if _, err := d.handle(c.spec.ID); err != nil {
+		return nil, err
+	}
 	// The engine refuses an unknown parameter at Create too; here it does so though a volume of that name exists.
 	if _, err := d.Control.Capabilities(ctx, c.spec.Parameters); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", c.spec.ID, err)
@@ -37,7 +40,11 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateVolumeResponse{Volume: d.volumeMessage(v)}, nil
+	message, err := d.volumeMessage(v)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.CreateVolumeResponse{Volume: message}, nil
 }
 
 func parseCreation(r *csi.CreateVolumeRequest) (creation, error) {
@@ -128,7 +135,7 @@ func (c creation) differs(format string, args ...any) error {
 
 // DeleteVolume implements csi.ControllerServer.
 func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +151,7 @@ func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (
 	return &csi.DeleteVolumeResponse{}, nil
 }
 
-func (d *Driver) volumeMessage(v engine.Volume) *csi.Volume {
-	return &csi.Volume{VolumeId: string(v.ID), CapacityBytes: int64(v.Size), AccessibleTopology: d.accessible(v)}
+func (d *Driver) volumeMessage(v engine.Volume) (*csi.Volume, error) {
+	handle, err := d.handle(v.ID)
+	return &csi.Volume{VolumeId: handle, CapacityBytes: int64(v.Size), AccessibleTopology: d.accessible(v)}, err
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -54,6 +55,9 @@ type Config struct {
 	Log        *slog.Logger
 	Name       string // optional: Name
 	VolumesMax int64  // optional: VolumesMax; negative: no limit
+	// Local says that other machines have drivers of this name too, and that every volume lives on one of them: what the orchestrator
+	// calls a volume then names its machine (volume.Handle).
+	Local bool
 	// Nodes lists the machines that volumes may be published to. Optional: this one only.
 	Nodes func(ctx context.Context) ([]volume.NodeID, error)
 	// Ready says why the plugin cannot work yet. Optional: always ready.
@@ -130,9 +134,26 @@ func (d *Driver) knows(ctx context.Context, node volume.NodeID) (bool, error) {
 	return slices.Contains(nodes, node), err
 }
 
+// parse reads what the orchestrator calls a volume. One that lives on another machine is not found here.
+func (d *Driver) parse(handle string) (volume.ID, error) {
+	id, node, err := volume.ParseHandle(handle)
+	if err == nil && node != "" && node != d.NodeID {
+		err = answer(codes.NotFound, "volume %s: it lives on node %s, and this is node %s", id, node, d.NodeID)
+	}
+	return id, err
+}
+
+// handle is what the orchestrator calls the volume.
+func (d *Driver) handle(id volume.ID) (string, error) {
+	if !d.Local {
+		return string(id), nil
+	}
+	return volume.Handle(id, d.NodeID)
+}
+
 // volume returns the volume of a request, or an error that is ready to be answered.
 func (d *Driver) volume(ctx context.Context, s string) (engine.Volume, error) {
-	id, err := volume.ParseID(s)
+	id, err := d.parse(s)
 	if err != nil {
 		return engine.Volume{}, err
 	}

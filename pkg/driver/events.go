@@ -68,3 +68,9 @@ func or2Nothing[A, B any](f *func(A, B)) {
 		*f = func(A, B) {}
 	}
 }
+
+func or3Nothing[A, B, C any](f *func(A, B, C)) {
+	if *f == nil {
+		*f = func(A, B, C) {}
+	}
+}

@@ -176,7 +176,7 @@ func FuzzPublication(f *testing.F) {
 	f.Add("pvc-1", "/staging", "pods", uint8(1), int32(1), "rw", true)
 	f.Fuzz(func(t *testing.T, id, stage, target string, kind uint8, mode int32, flag string, readOnly bool) {
 		in := capabilityOf(kind, mode, "", flag, "")
-		p, err := parsePublication(&csi.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: stage, TargetPath: target, VolumeCapability: in, Readonly: readOnly})
+		p, err := (&Driver{}).parsePublication(&csi.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: stage, TargetPath: target, VolumeCapability: in, Readonly: readOnly})
 		if err != nil {
 			answered(t, err, codes.InvalidArgument)
 			return

@@ -32,8 +32,12 @@ func (d *Driver) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*c
 	page, next := paginate(all, after, int(r.GetMaxEntries()))
 	response := &csi.ListVolumesResponse{NextToken: next}
 	for _, v := range page {
+		message, err := d.volumeMessage(v)
+		if err != nil {
+			return nil, err
+		}
 		response.Entries = append(response.Entries, &csi.ListVolumesResponse_Entry{
-			Volume: d.volumeMessage(v),
+			Volume: message,
 			Status: &csi.ListVolumesResponse_VolumeStatus{PublishedNodeIds: publishedTo(v)},
 		})
 	}

@@ -69,7 +69,7 @@ func usageMessages(u mount.Usage) []*csi.VolumeUsage {
 // shownAt returns the journal's entry of a volume that is staged or published at path. NOT_FOUND otherwise, for paths of
 // whatever form (CSI, NodeGetVolumeStats).
 func (d *Driver) shownAt(ctx context.Context, rawID, path string) (detach.Entry, error) {
-	id, err := volume.ParseID(rawID)
+	id, err := d.parse(rawID)
 	if err != nil {
 		return detach.Entry{}, err
 	}

@@ -18,7 +18,7 @@ const contextEpoch = "belay.storage/epoch"
 
 // ControllerPublishVolume implements csi.ControllerServer.
 func (d *Driver) ControllerPublishVolume(ctx context.Context, r *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (d *Driver) where(ctx context.Context, id volume.ID) string {
 
 // ControllerUnpublishVolume implements csi.ControllerServer: the gate decides.
 func (d *Driver) ControllerUnpublishVolume(ctx context.Context, r *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

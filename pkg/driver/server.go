@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path"
@@ -17,23 +18,50 @@ import (
 	"github.com/kubernetes-csi/csi-lib-utils/protosanitizer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
 // stopWait is how long calls that run may take to end once the server stops. What they began goes on or is resumed.
 const stopWait = 10 * time.Second
 
+// Services are CSI services and how they are served: by a Driver, or by a Router.
+type Services struct {
+	Identity   csi.IdentityServer
+	Controller csi.ControllerServer // optional
+	Node       csi.NodeServer       // optional
+	Log        *slog.Logger
+	// Observe is told of every finished call: see Config.
+	Observe func(method, code string, took time.Duration)
+}
+
+// Services are what the driver serves.
+func (d *Driver) Services() Services {
+	return Services{Identity: d, Controller: d, Node: d, Log: d.Log, Observe: d.Observe}
+}
+
+// Serve answers CSI calls on endpoint: see Services.Serve.
+func (d *Driver) Serve(ctx context.Context, endpoint string) error {
+	return d.Services().Serve(ctx, endpoint)
+}
+
 // Serve answers CSI calls on endpoint, "unix:///path/of/socket", until ctx ends. Only the owner may connect. A socket
 // that nobody listens on any more is replaced; one that is in use is an error that says so.
-func (d *Driver) Serve(ctx context.Context, endpoint string) error {
+func (s Services) Serve(ctx context.Context, endpoint string) error {
 	listener, err := listen(ctx, endpoint)
 	if err != nil {
 		return err
 	}
-	server := d.Server()
+	s.Log.Info("serving CSI", "endpoint", endpoint)
+	return s.ServeOn(ctx, listener)
+}
+
+// ServeOn answers CSI calls that arrive at l until ctx ends, and closes l.
+func (s Services) ServeOn(ctx context.Context, l net.Listener) error {
+	server := s.Server()
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(listener) }()
-	d.Log.Info("serving CSI", "endpoint", endpoint, "driver", d.Name, "node", d.NodeID)
+	go func() { done <- server.Serve(l) }()
 	select {
 	case err := <-done:
 		return err
@@ -43,13 +71,17 @@ func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 	return <-done
 }
 
-// Server returns a gRPC server with the three services, for a caller with a listener of its own.
-func (d *Driver) Server() *grpc.Server {
-	s := grpc.NewServer(grpc.UnaryInterceptor(d.intercept))
-	csi.RegisterIdentityServer(s, d)
-	csi.RegisterControllerServer(s, d)
-	csi.RegisterNodeServer(s, d)
-	return s
+// Server returns a gRPC server with the services, for a caller with a listener of its own.
+func (s Services) Server() *grpc.Server {
+	server := grpc.NewServer(grpc.UnaryInterceptor(s.intercept), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: silentAfter / 2, PermitWithoutStream: true}))
+	csi.RegisterIdentityServer(server, s.Identity)
+	if s.Controller != nil {
+		csi.RegisterControllerServer(server, s.Controller)
+	}
+	if s.Node != nil {
+		csi.RegisterNodeServer(server, s.Node)
+	}
+	return server
 }
 
 func stop(s *grpc.Server) {
@@ -118,26 +150,27 @@ func vacant(ctx context.Context, file string) error {
 
 // intercept turns errors into statuses, logs, and tells Config.Observe. A panic ends the call, not the process: one
 // volume's broken invariant must not take the others away.
-func (d *Driver) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
+func (s Services) intercept(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
 	start := time.Now()
+	_ = grpc.SetTrailer(ctx, metadata.Pairs(answeredKey, "")) // fails outside of a call only
 	defer func() {
 		if p := recover(); p != nil {
-			d.Log.Error("call panicked", "method", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
+			s.Log.Error("call panicked", "method", path.Base(info.FullMethod), "panic", p, "stack", string(debug.Stack()))
 			response, err = nil, answer(codes.Internal, "internal error; see the log of the driver")
 		}
 		err = toStatus(err)
-		d.report(ctx, info.FullMethod, request, err, time.Since(start))
+		s.report(ctx, info.FullMethod, request, err, time.Since(start))
 	}()
 	return handler(ctx, request)
 }
 
-func (d *Driver) report(ctx context.Context, method string, request any, err error, took time.Duration) {
+func (s Services) report(ctx context.Context, method string, request any, err error, took time.Duration) {
 	code := codeOf(err)
-	d.Observe(method, code.String(), took)
+	s.Observe(method, code.String(), took)
 	attributes := []any{"method", path.Base(method), "code", code.String(), "took", took, "request", protosanitizer.StripSecrets(request)}
 	if err == nil {
-		d.Log.DebugContext(ctx, "call", attributes...)
+		s.Log.DebugContext(ctx, "call", attributes...)
 		return
 	}
-	d.Log.WarnContext(ctx, "call refused", append(attributes, "error", status.Convert(err).Message())...)
+	s.Log.WarnContext(ctx, "call refused", append(attributes, "error", status.Convert(err).Message())...)
 }

@@ -16,7 +16,7 @@ import (
 
 // NodePublishVolume implements csi.NodeServer.
 func (d *Driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
-	p, err := parsePublication(r)
+	p, err := d.parsePublication(r)
 	if err != nil {
 		return nil, err
 	}
@@ -39,8 +39,8 @@ type publication struct {
 	want    capability
 }
 
-func parsePublication(r *csi.NodePublishVolumeRequest) (publication, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+func (d *Driver) parsePublication(r *csi.NodePublishVolumeRequest) (publication, error) {
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return publication{}, err
 	}
@@ -201,7 +201,7 @@ func undoTarget(made bool, path string) error {
 
 // NodeUnpublishVolume implements csi.NodeServer.
 func (d *Driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

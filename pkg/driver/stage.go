@@ -41,7 +41,7 @@ type staging struct {
 }
 
 func (d *Driver) parseStaging(r *csi.NodeStageVolumeRequest) (staging, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return staging{}, err
 	}
@@ -224,7 +224,7 @@ func (d *Driver) leave(ctx context.Context, id volume.ID, staging string) error 
 
 // NodeUnstageVolume implements csi.NodeServer: the agent does the work, and answers OK only with a receipt in force.
 func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	id, err := volume.ParseID(r.GetVolumeId())
+	id, err := d.parse(r.GetVolumeId())
 	if err != nil {
 		return nil, err
 	}

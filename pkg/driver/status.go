@@ -84,14 +84,12 @@ func toStatus(err error) error {
 // coded is an error with a code of its own. Not a gRPC status, whose text would repeat the code wherever it is wrapped.
 type coded struct {
 	code codes.Code
-	text string
+	error
 }
-
-func (e *coded) Error() string { return e.text }
 
 // answer is an error that is answered with the code.
 func answer(c codes.Code, format string, args ...any) error {
-	return &coded{code: c, text: fmt.Sprintf(format, args...)}
+	return &coded{code: c, error: fmt.Errorf(format, args...)}
 }
 
 func invalid(format string, args ...any) error { return answer(codes.InvalidArgument, format, args...) }

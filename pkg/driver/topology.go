@@ -11,10 +11,10 @@ import (
 )
 
 // topologyKey is the key of a node's own name in topologies.
-func (d *Driver) topologyKey() string { return "topology." + d.Name + "/node" }
+func topologyKey(driver string) string { return "topology." + driver + "/node" }
 
 func (d *Driver) topologyOf(node volume.NodeID) *csi.Topology {
-	return &csi.Topology{Segments: map[string]string{d.topologyKey(): string(node)}}
+	return &csi.Topology{Segments: map[string]string{topologyKey(d.Name): string(node)}}
 }
 
 // accessible is where the volume can be used; none is everywhere.
@@ -36,12 +36,12 @@ func (d *Driver) reachable(ctx context.Context, r *csi.TopologyRequirement) erro
 			return err
 		}
 	}
-	return answer(codes.ResourceExhausted, "no node of the requested topology can hold the volume; %s has %v", d.topologyKey(), d.NodeID)
+	return answer(codes.ResourceExhausted, "no node of the requested topology can hold the volume; %s has %v", topologyKey(d.Name), d.NodeID)
 }
 
 // covers says whether the topology has a node of ours in it. One that does not speak of nodes has.
 func (d *Driver) covers(ctx context.Context, t *csi.Topology) (bool, error) {
-	node, ok := t.GetSegments()[d.topologyKey()]
+	node, ok := t.GetSegments()[topologyKey(d.Name)]
 	if !ok {
 		return true, nil
 	}
