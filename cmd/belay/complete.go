@@ -23,9 +23,9 @@ func (o *options) completeVolume(cmd *cobra.Command, args []string, begun string
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
 	var out []cobra.Completion
-	for _, v := range all {
-		if strings.HasPrefix(string(v.ID), begun) {
-			out = append(out, cobra.CompletionWithDesc(string(v.ID), v.Size.String()+", "+useOf(v.Volume)))
+	for _, v := range all.Volumes {
+		if strings.HasPrefix(nameOf(v), begun) {
+			out = append(out, cobra.CompletionWithDesc(nameOf(v), v.Size.String()+", "+useOf(v.Volume)))
 		}
 		if v.Name != string(v.ID) && strings.HasPrefix(v.Name, begun) {
 			out = append(out, v.Name)

@@ -103,12 +103,12 @@ func (f *upgradeFlags) volumes(ctx context.Context, c *admin.Client, args []stri
 		return nil, err
 	}
 	var out []string
-	for _, v := range all {
+	for _, v := range all.Volumes {
 		if v.Attachment != nil && v.Staged && !v.Sealed {
-			out = append(out, string(v.ID))
+			out = append(out, nameOf(v))
 		}
 	}
-	return out, nil
+	return out, all.Err()
 }
 
 func (f *upgradeFlags) run(cmd *cobra.Command, o *options, todo []string) error {

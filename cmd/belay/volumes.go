@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
 )
 
 const volumesLong = `List the volumes of this machine.
@@ -28,10 +30,11 @@ func newVolumes(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			print := printVolumes
 			if o.output == outJSON {
-				return printJSON(cmd.OutOrStdout(), all)
+				print = func(w io.Writer, all []admin.Volume) error { return printJSON(w, all) }
 			}
-			return printVolumes(cmd.OutOrStdout(), all)
+			return errors.Join(print(cmd.OutOrStdout(), all.Volumes), all.Err())
 		},
 	}
 }
@@ -45,7 +48,7 @@ func printVolumes(w io.Writer, all []admin.Volume) error {
 	fmt.Fprintln(t, "ID\tNAME\tSIZE\tSTATE\tNODE\tUSE\tIN SYNC\tENGINE\tRECEIPT")
 	for _, v := range all {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			v.ID, orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), engineOf(v.Volume), newestReceipt(v))
+			nameOf(v), orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), engineOf(v.Volume), newestReceipt(v))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -59,7 +62,7 @@ func printReasons(w io.Writer, all []admin.Volume) error {
 			if reason == "" {
 				continue
 			}
-			if _, err := fmt.Fprintf(w, "%s: %s\n", v.ID, reason); err != nil {
+			if _, err := fmt.Fprintf(w, "%s: %s\n", nameOf(v), reason); err != nil {
 				return err
 			}
 		}
@@ -73,6 +76,18 @@ func damage(f engine.Format) string {
 		return ""
 	}
 	return "its " + f.FSType + " is damaged and is not mounted until somebody has repaired it; `belay history` has what was found"
+}
+
+// nameOf is how a volume is named to the other commands: by its ID, and its machine where several were asked.
+func nameOf(v admin.Volume) string {
+	if v.At == "" {
+		return string(v.ID)
+	}
+	handle, err := volume.Handle(v.ID, v.At)
+	if err != nil {
+		return string(v.ID)
+	}
+	return handle
 }
 
 func orDash(s string) string {

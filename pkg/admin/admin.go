@@ -29,6 +29,7 @@ const (
 	methodFence    = "fence"
 	methodUpgrade  = "upgrade"
 	methodHistory  = "history"
+	methodNotices  = "notices"
 )
 
 // Codes name the errors that keep their identity between server and client: those of the engine and of the gate.
@@ -56,6 +57,7 @@ type About struct {
 // Volume is a volume and the newest receipt of it that is in force.
 type Volume struct {
 	engine.Volume
+	At           volume.NodeID    `json:"at,omitempty"` // the machine it lives on, where several are asked
 	Receipt      *receipt.Receipt `json:"receipt,omitempty"`
 	ReceiptError string           `json:"receiptError,omitempty"` // why none could be read
 }

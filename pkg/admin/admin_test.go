@@ -21,6 +21,7 @@ import (
 
 // fakeEngine holds volumes and their receipts.
 type fakeEngine struct {
+	board    *Board
 	volumes  []engine.Volume
 	receipts map[volume.ID][][]byte
 	verify   func(ctx context.Context, progress func(engine.Progress)) (engine.Verification, error)
@@ -131,6 +132,7 @@ func sealed(t *testing.T) (*fakeEngine, *receipt.Book) {
 	first := sign(t, b, 1, nil)
 	second := sign(t, b, 3, receipt.Hash(first))
 	return &fakeEngine{
+		board: NewBoard("n1"),
 		volumes: []engine.Volume{{
 			Spec: engine.Spec{ID: "pvc-1", Name: "data of Ann", Size: volume.GiB}, State: engine.Healthy, Sealed: true, Writer: 3,
 			Replicas: []engine.Replica{{ID: "a", State: engine.InSync}}, Head: receipt.Hash(second),
@@ -156,7 +158,7 @@ func serve(t *testing.T, e *fakeEngine, b Book, g Gate) *Client {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	s := NewServer(Config{
-		About: About{Version: "v9", Node: "n1"}, Control: e, Gate: g, Book: b, History: e, Checking: e.checking, Log: slog.New(slog.DiscardHandler),
+		About: About{Version: "v9", Node: "n1"}, Control: e, Gate: g, Book: b, History: e, Board: e.board, Checking: e.checking, Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
@@ -242,12 +244,14 @@ func TestUnknownAndMalformedVolumes(t *testing.T) {
 func TestVolumesCarryTheirNewestReceipt(t *testing.T) {
 	e, b := sealed(t)
 	c := serve(t, e, b, nil)
-	got, err := c.Volumes(t.Context())
+	all, err := c.Volumes(t.Context())
+	got := all.Volumes
 	if err != nil || len(got) != 1 || got[0].Receipt == nil || got[0].Receipt.Writer != 3 || got[0].ReceiptError != "" {
 		t.Fatalf("%+v %v", got, err)
 	}
 	e.receipts["pvc-1"] = e.receipts["pvc-1"][:1] // somebody cut the newest off
-	got, err = c.Volumes(t.Context())
+	all, err = c.Volumes(t.Context())
+	got = all.Volumes
 	if err != nil || got[0].Receipt != nil || !strings.Contains(got[0].ReceiptError, "pvc-1") {
 		t.Errorf("%+v %v", got, err)
 	}

@@ -2,11 +2,13 @@ package admin
 
 import (
 	"context"
+	"net"
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/history"
 	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/volume"
 	"github.com/belay-storage/belay/pkg/wire"
 )
 
@@ -21,14 +23,21 @@ func NewClient(socket string) *Client {
 	return &Client{wire: c}
 }
 
+// NewDialClient returns a client that calls dial for a connection to the server of the node, once for each call.
+func NewDialClient(node volume.NodeID, dial func(context.Context) (net.Conn, error)) *Client {
+	c := wire.NewDialClient(dial, "node "+string(node), Codes)
+	c.Peer = "belay of node " + string(node)
+	return &Client{wire: c}
+}
+
 // About says who answers.
 func (c *Client) About(ctx context.Context) (About, error) {
 	return wire.Call[About, none](ctx, c.wire, methodAbout, none{}, nil)
 }
 
-// Volumes lists every volume, ordered by ID.
-func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
-	return wire.Call[[]Volume, none](ctx, c.wire, methodVolumes, none{}, nil)
+// Volumes lists every volume of every machine that answers.
+func (c *Client) Volumes(ctx context.Context) (Listing, error) {
+	return wire.Call[Listing, none](ctx, c.wire, methodVolumes, none{}, nil)
 }
 
 // Receipts lists the volume's receipts, oldest first.

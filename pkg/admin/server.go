@@ -22,6 +22,7 @@ type Config struct {
 	Gate    Gate
 	Book    Book
 	History History
+	Board   *Board
 	// Checking says how far the check of a volume's filesystem is, "" where none runs.
 	Checking func(volume.ID) string
 	Log      *slog.Logger
@@ -40,12 +41,22 @@ func NewServer(c Config) *wire.Server {
 	wire.Handle(w, methodFence, s.fence)
 	wire.Handle(w, methodUpgrade, s.upgrade)
 	wire.Handle(w, methodHistory, s.history)
+	wire.Handle(w, methodNotices, s.notices)
 	s.handleSalvage(w)
 	return w
 }
 
+// plain is the name without this machine's, where a handle says it lives here.
+func (s server) plain(name string) string {
+	if id, node, err := volume.ParseHandle(name); err == nil && node != "" && node == s.About.Node {
+		return string(id)
+	}
+	return name
+}
+
 // resolve finds the volume that has the ID, or else the orchestrator's name.
 func (s server) resolve(ctx context.Context, name string) (engine.Volume, error) {
+	name = s.plain(name)
 	id, err := volume.IDForName(name)
 	if err != nil {
 		return engine.Volume{}, fmt.Errorf("%w: %w", engine.ErrInvalid, err)
@@ -66,17 +77,17 @@ func (s server) resolve(ctx context.Context, name string) (engine.Volume, error)
 	return engine.Volume{}, fmt.Errorf("%w; `belay volumes` lists those there are", err)
 }
 
-func (s server) volumes(ctx context.Context, _ none, _ func(none)) ([]Volume, error) {
+func (s server) volumes(ctx context.Context, _ none, _ func(none)) (Listing, error) {
 	all, err := s.Control.List(ctx)
 	if err != nil {
-		return nil, err
+		return Listing{}, err
 	}
 	out := make([]Volume, 0, len(all))
 	for _, v := range all {
 		r, err := s.newest(ctx, v)
 		out = append(out, Volume{Volume: v, Receipt: r, ReceiptError: text(err)})
 	}
-	return out, nil
+	return Listing{Volumes: out}, nil
 }
 
 // newest returns the newest receipt in force; nil without an error where there is none.

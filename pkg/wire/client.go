@@ -24,9 +24,15 @@ type Client struct {
 
 // NewClient returns a client for the socket at path. Nobody needs to listen there yet. codes are the server's.
 func NewClient(path string, codes map[string]error) *Client {
-	l := &line{path: path}
+	return NewDialClient(func(ctx context.Context) (net.Conn, error) { return connect(ctx, path) }, path, codes)
+}
+
+// NewDialClient returns a client that calls dial for a connection to its server, once for each call. path is for people.
+func NewDialClient(dial func(context.Context) (net.Conn, error), path string, codes map[string]error) *Client {
 	// A connection for each call: hanging up is how a call is cancelled, and none can be half dead from before a restart.
-	l.http = &http.Client{Transport: &http.Transport{DialContext: l.connect, DisableKeepAlives: true, DisableCompression: true}}
+	t := &http.Transport{DisableKeepAlives: true, DisableCompression: true}
+	t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
+	l := &line{http: &http.Client{Transport: t}}
 	return NewClientOver(l.carry, path, codes)
 }
 
@@ -75,11 +81,8 @@ func (c *Client) call(ctx context.Context, method string, req any, progress func
 	return a.result, a.err
 }
 
-// line is a unix socket with HTTP on it.
-type line struct {
-	path string
-	http *http.Client
-}
+// line is a connection with HTTP on it.
+type line struct{ http *http.Client }
 
 // carry is a Transport.
 func (l *line) carry(ctx context.Context, method string, request []byte, more func([]byte) bool) error {
@@ -123,8 +126,9 @@ func (c *Client) explain(ctx context.Context, method string, err error) error {
 	return fmt.Errorf("%s: %s at %s: %w: %w", method, c.Peer, c.path, ErrLost, err)
 }
 
-func (l *line) connect(ctx context.Context, _, _ string) (net.Conn, error) {
-	conn, err := dial(l.path, func(name string) (net.Conn, error) {
+// connect reaches the unix socket of a peer that can be trusted.
+func connect(ctx context.Context, path string) (net.Conn, error) {
+	conn, err := dial(path, func(name string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", name)
 	})
