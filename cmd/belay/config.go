@@ -46,8 +46,9 @@ type serveConfig struct {
 	Verbosity      int
 	WithoutResend  bool
 
-	csiSocket string        // Endpoint as a path
-	node      volume.NodeID // NodeID, checked
+	cluster   *clusterConfig // nil on a single machine
+	csiSocket string         // Endpoint as a path
+	node      volume.NodeID  // NodeID, checked
 }
 
 func (c *serveConfig) addFlags(f *pflag.FlagSet) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/driver"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -35,17 +36,24 @@ func reasonOf(cause error) string {
 	return "unknown"
 }
 
-// teller tells what happens to the metrics and to the volumes' histories.
+// teller tells what happens to the metrics, to the volumes' histories and to whoever watches.
 type teller struct {
 	metrics *telemetry.Metrics
 	history *history.Book
+	board   *admin.Board
 }
 
 func (t teller) detach() detach.Events {
 	m, h := t.metrics, t.history
 	return detach.Events{
-		DetachRefused:  func(_ volume.ID, _ volume.NodeID, cause error) { m.DetachRefused(reasonOf(cause)) },
-		BarrierStarted: func(a volume.Attachment) { m.BarrierStarted(a.Volume) },
+		DetachRefused: func(id volume.ID, _ volume.NodeID, cause error) {
+			m.DetachRefused(reasonOf(cause))
+			t.refused(id, cause)
+		},
+		BarrierStarted: func(a volume.Attachment) {
+			m.BarrierStarted(a.Volume)
+			t.board.Post(admin.Notice{Kind: admin.Started, Volume: a.Volume, Epoch: a.Epoch, Message: "flushing, reading back and comparing the replicas"})
+		},
 		BarrierProgress: func(a volume.Attachment, p engine.Progress) {
 			if p.Phase == "verify" {
 				m.BarrierVerified(a.Volume, p.Done)
@@ -57,6 +65,7 @@ func (t teller) detach() detach.Events {
 				h.Append(a.Volume, history.Entry{Kind: history.Salvaged, Epoch: s.Epoch, Text: salvageText(*s)})
 			}
 			h.Append(a.Volume, history.Entry{Kind: history.Detached, Epoch: r.Writer, Text: receiptText(r)})
+			t.board.Post(admin.Notice{Kind: noticeOf(r.Kind), Volume: a.Volume, Epoch: a.Epoch, Message: receiptText(r), Receipt: &r})
 		},
 		Fenced: func(a volume.Attachment, p engine.FenceProof, reason string) {
 			m.Fenced()
@@ -65,8 +74,28 @@ func (t teller) detach() detach.Events {
 		Quarantined: func(a volume.Attachment, cause string) {
 			m.Quarantined()
 			h.Append(a.Volume, history.Entry{Kind: history.Quarantined, Epoch: a.Epoch, Text: cause})
+			t.board.Post(admin.Notice{Kind: admin.Quarantined, Volume: a.Volume, Epoch: a.Epoch, Message: cause})
 		},
 	}
+}
+
+// refused tells of a detach that was not let through, or not yet.
+func (t teller) refused(id volume.ID, cause error) {
+	kind := admin.Refused
+	if errors.Is(cause, detach.ErrInProgress) || errors.Is(cause, engine.ErrBusy) {
+		kind = admin.Waiting
+	}
+	t.board.Post(admin.Notice{Kind: kind, Volume: id, Message: cause.Error()})
+}
+
+func noticeOf(k receipt.Kind) admin.NoticeKind {
+	switch k {
+	case receipt.Forced:
+		return admin.Forced
+	case receipt.Fenced:
+		return admin.Fenced
+	}
+	return admin.Finished
 }
 
 func receiptText(r receipt.Receipt) string {
@@ -107,17 +136,24 @@ func (t teller) driver() driver.Events {
 		},
 		Staged: func(e detach.Entry, d engine.Device) {
 			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Attached, Epoch: d.Writer, Text: stagedText(e, d)})
+			t.board.Post(admin.Notice{Kind: admin.Restaged, Volume: e.Attachment.Volume, Epoch: e.Attachment.Epoch, Message: stagedText(e, d)})
 		},
+		Refused: t.refused,
 		Unclean: func(e detach.Entry, d engine.Device) {
 			m.Unclean()
 			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Unclean, Epoch: d.Writer, Text: uncleanText(e)})
+			t.board.Post(admin.Notice{Kind: admin.Unclean, Volume: e.Attachment.Volume, Epoch: e.Attachment.Epoch, Message: uncleanText(e)})
 		},
 		Checked: func(e detach.Entry, c driver.Check) {
 			m.Checked(c.Verdict(), c.Report.Took)
 			h.Append(e.Attachment.Volume, history.Entry{Kind: history.Checked, Epoch: c.Writer, Took: c.Report.Took, Text: checkText(e, c)})
+			if c.Verdict() != "clean" {
+				t.board.Post(admin.Notice{Kind: admin.Damaged, Volume: e.Attachment.Volume, Epoch: e.Attachment.Epoch, Message: checkText(e, c)})
+			}
 		},
 		Lost: func(a volume.Attachment, cause error) {
 			h.Append(a.Volume, history.Entry{Kind: history.Lost, Epoch: a.Epoch, Text: cause.Error()})
+			t.board.Post(admin.Notice{Kind: admin.Lost, Volume: a.Volume, Epoch: a.Epoch, Message: cause.Error()})
 		},
 	}
 }
@@ -167,6 +203,9 @@ func (t teller) mirror() mirror.Events {
 func (t teller) host(v host.Event) {
 	if kind, ok := hostKinds[v.Kind]; ok {
 		t.history.AppendLate(v.Volume, history.Entry{Time: v.At, Kind: kind, Took: v.Pause, Text: hostText(v)})
+	}
+	if v.Kind == host.GivenUp {
+		t.board.Post(admin.Notice{Kind: admin.Lost, Volume: v.Volume, Message: hostText(v)})
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/driver"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -32,7 +33,7 @@ func TestEventsMakeTheHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.Close(context.Background()) })
-	tell := teller{telemetry.New("d", "v"), h}
+	tell := teller{telemetry.New("d", "v"), h, admin.NewBoard("n1")}
 	everyCallback(t, tell.driver())
 	everyCallback(t, tell.detach())
 

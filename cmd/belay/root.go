@@ -48,7 +48,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: "roles", Title: "Roles:"}, &cobra.Group{ID: "verbs", Title: "Questions to a running belay serve:"})
-	root.AddCommand(newServe(), newHost(), newEngine())
+	root.AddCommand(newServe(), newNode(), newHost(), newEngine(), newPrestop())
 	for _, verb := range []*cobra.Command{newVolumes(o), newWhy(o), newHistory(o), newReceipts(o), newVerify(o)} {
 		verb.GroupID = "verbs"
 		addShared(verb, o)

@@ -43,6 +43,7 @@ type service struct {
 	metrics *telemetry.Metrics
 	book    *receipt.Book
 	history *history.Book
+	board   *admin.Board
 	tell    teller
 	host    *host.Client
 	keeping chan struct{} // closed when no host is looked after any more; nil before
@@ -54,6 +55,7 @@ type service struct {
 	driver  *driver.Driver
 	admin   net.Listener
 	http    net.Listener // nil where not asked for
+	cluster net.Listener // nil on a single machine
 }
 
 // serve runs the driver until ctx ends.
@@ -90,22 +92,22 @@ func (s *service) startState(context.Context) error {
 	}
 	s.book = receipt.NewBook(keys, time.Now)
 	s.history, err = history.Open(history.Config{FS: vfs.OS(), Dir: filepath.Join(s.config.State, "history"), Log: s.log})
-	s.tell = teller{s.metrics, s.history}
+	s.board = admin.NewBoard(s.config.node)
+	s.tell = teller{s.metrics, s.history, s.board}
 	return err
 }
 
 // startHost finds the host of this machine, or starts one, and starts another where it dies. It outlives this process.
 func (s *service) startHost(ctx context.Context) error {
 	s.host = host.NewClient(s.config.State)
+	if s.config.cluster != nil && s.config.cluster.RequireHost {
+		return s.waitForHost(ctx)
+	}
 	about, err := s.host.Ensure(ctx, s.config.launch())
 	if err != nil {
 		return err
 	}
-	s.log.Info("host", "process", about.PID, "version", about.Version, "since", about.Started)
-	if about.Version != version {
-		s.log.Warn("the host is of another version; end its process to have it replaced, engines and workloads do not notice",
-			"process", about.PID, "host", about.Version, "server", version)
-	}
+	s.welcome(about)
 	keep, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.keeping, s.unkeep = make(chan struct{}), cancel
 	go func() {
@@ -115,10 +117,25 @@ func (s *service) startHost(ctx context.Context) error {
 	return nil
 }
 
+func (s *service) welcome(about host.About) {
+	s.log.Info("host", "process", about.PID, "version", about.Version, "since", about.Started)
+	if about.Version != version {
+		s.log.Warn("the host is of another version; end its process to have it replaced, engines and workloads do not notice",
+			"process", about.PID, "host", about.Version, "server", version)
+	}
+}
+
 func (s *service) startEngine(ctx context.Context) error {
+	program := ownProgram()
+	if c := s.config.cluster; c != nil && c.InstallDir != "" {
+		var err error
+		if program, err = install(c.InstallDir); err != nil {
+			return err
+		}
+	}
 	e, err := mirror.New(mirror.Config{
 		FS: vfs.OS(), Stores: s.config.Stores, State: s.config.State, Node: s.config.node, Overcommit: s.config.Overcommit,
-		Host: s.host, Executable: ownProgram(), Log: s.log, Events: s.tell.mirror(),
+		Host: s.host, Executable: program, Log: s.log, Events: s.tell.mirror(),
 	})
 	if err != nil {
 		return err
@@ -167,6 +184,7 @@ func (s *service) startDriver(context.Context) (err error) {
 	s.driver, err = driver.New(driver.Config{
 		Version: version, NodeID: s.config.node, Name: s.config.DriverName, Control: s.engine, Engine: s.engine,
 		Gate: s.gate, Agent: s.agent, Mounter: s.mounter, Log: s.log, Observe: s.metrics.Call, Events: s.tell.driver(),
+		Local: s.config.cluster != nil,
 	})
 	return err
 }
@@ -180,6 +198,11 @@ func (s *service) listen(context.Context) error {
 		return fmt.Errorf("--admin-socket: %w", err)
 	}
 	s.admin = control
+	if c := s.config.cluster; c != nil {
+		if s.cluster, err = net.Listen("tcp", c.Endpoint); err != nil {
+			return fmt.Errorf("--cluster-endpoint: %w", err)
+		}
+	}
 	if s.config.HTTPEndpoint == "" {
 		return nil
 	}
@@ -196,6 +219,9 @@ func (s *service) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.driver.Serve(ctx, s.config.Endpoint) })
 	g.Go(func() error { return s.adminServer().Serve(ctx, s.admin) })
+	if s.cluster != nil {
+		g.Go(func() error { return s.serveCluster(ctx) })
+	}
 	if s.http != nil {
 		g.Go(func() error { return telemetry.Serve(ctx, s.http, s.metrics.Handler(healthy)) })
 	}
@@ -208,7 +234,7 @@ func (s *service) adminServer() *wire.Server {
 			Version: version, Node: s.config.node, Driver: s.config.DriverName, Stores: s.config.Stores,
 			PID: os.Getpid(), Started: time.Now().UTC(),
 		},
-		Control: s.engine, Gate: s.gate, Book: s.book, History: s.history, Checking: s.driver.Checking, Log: s.log,
+		Control: s.engine, Gate: s.gate, Book: s.book, History: s.history, Board: s.board, Checking: s.driver.Checking, Log: s.log,
 	})
 }
 
@@ -218,7 +244,7 @@ func healthy(context.Context) error { return nil }
 
 // close ends everything in the reverse order of start. Jobs stop first, since they rest on the engine; what they left is in the journal.
 func (s *service) close() error {
-	for _, l := range []net.Listener{s.admin, s.http} {
+	for _, l := range []net.Listener{s.admin, s.http, s.cluster} {
 		if l != nil {
 			l.Close()
 		}

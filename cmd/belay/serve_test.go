@@ -79,9 +79,17 @@ func (b *syncBuffer) String() string {
 // startServe runs a server until the returned function is called, which gives its exit code.
 func startServe(t *testing.T, s *site, log *syncBuffer, more ...string) (stop func() int) {
 	t.Helper()
+	return startRole(t, s, log, "serve", more...)
+}
+
+// startRole is startServe for another role with the same flags.
+func startRole(t *testing.T, s *site, log *syncBuffer, role string, more ...string) (stop func() int) {
+	t.Helper()
+	args := append(s.args("one"), more...)
+	args[0] = role
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan int, 1)
-	go func() { ended <- run(ctx, append(s.args("one"), more...), strings.NewReader(""), log, log) }()
+	go func() { ended <- run(ctx, args, strings.NewReader(""), log, log) }()
 	stop = sync.OnceValue(func() int { cancel(); return <-ended })
 	t.Cleanup(func() { stop() })
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {

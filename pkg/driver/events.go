@@ -18,6 +18,8 @@ type Events struct {
 	Published func(a volume.Attachment)
 	// Staged: the volume is shown on this node, as e says.
 	Staged func(e detach.Entry, d engine.Device)
+	// Refused: NodeUnstageVolume was answered with an error.
+	Refused func(id volume.ID, cause error)
 	// Unclean: the last writer died or was shut out before it had flushed.
 	Unclean func(e detach.Entry, d engine.Device)
 	// Checked: the filesystem's own check has ended.
@@ -51,6 +53,7 @@ func (e Events) withDefaults() Events {
 	orNothing(&e.Deleted)
 	orNothing(&e.Published)
 	or2Nothing(&e.Staged)
+	or2Nothing(&e.Refused)
 	or2Nothing(&e.Unclean)
 	or2Nothing(&e.Checked)
 	or2Nothing(&e.Lost)

@@ -237,6 +237,7 @@ func (d *Driver) NodeUnstageVolume(ctx context.Context, r *csi.NodeUnstageVolume
 	}
 	defer release()
 	if err := d.unstage(ctx, id, r.GetStagingTargetPath()); err != nil {
+		d.Events.Refused(id, err)
 		return nil, fmt.Errorf("unstage volume %s: %w", id, err)
 	}
 	return &csi.NodeUnstageVolumeResponse{}, nil
