@@ -53,7 +53,7 @@ func TestCapabilities(t *testing.T) {
 		got = append(got, x.GetRpc().GetType().String())
 	}
 	slices.Sort(got)
-	if want := "CREATE_DELETE_VOLUME EXPAND_VOLUME GET_CAPACITY GET_VOLUME LIST_VOLUMES LIST_VOLUMES_PUBLISHED_NODES PUBLISH_READONLY PUBLISH_UNPUBLISH_VOLUME SINGLE_NODE_MULTI_WRITER"; strings.Join(got, " ") != want {
+	if want := "CREATE_DELETE_VOLUME EXPAND_VOLUME GET_CAPACITY GET_VOLUME GET_VOLUME_HEALTH LIST_VOLUMES LIST_VOLUMES_PUBLISHED_NODES LIST_VOLUME_HEALTH PUBLISH_READONLY PUBLISH_UNPUBLISH_VOLUME SINGLE_NODE_MULTI_WRITER"; strings.Join(got, " ") != want {
 		t.Errorf("controller: %v", got)
 	}
 	n, err := p.NodeGetCapabilities(t.Context(), &csi.NodeGetCapabilitiesRequest{})
@@ -63,7 +63,7 @@ func TestCapabilities(t *testing.T) {
 		got = append(got, x.GetRpc().GetType().String())
 	}
 	slices.Sort(got)
-	if want := "EXPAND_VOLUME GET_VOLUME_STATS SINGLE_NODE_MULTI_WRITER STAGE_UNSTAGE_VOLUME"; strings.Join(got, " ") != want {
+	if want := "EXPAND_VOLUME GET_VOLUME_HEALTH GET_VOLUME_STATS SINGLE_NODE_MULTI_WRITER STAGE_UNSTAGE_VOLUME"; strings.Join(got, " ") != want {
 		t.Errorf("node: %v", got)
 	}
 }
