@@ -7,7 +7,7 @@ import (
 )
 
 // Call notes a CSI call: its full method, the name of its gRPC status code, and how long it took.
-func (m *Metrics) Call(method, code string, took time.Duration) {
+func (m *served) Call(method, code string, took time.Duration) {
 	m.calls.WithLabelValues(m.driver, method, code).Observe(took.Seconds())
 }
 

@@ -18,7 +18,7 @@ const (
 
 // Handler serves /metrics and /healthz. healthy returns nil, or why the process should be seen as broken; it is given
 // at most 5 seconds.
-func (m *Metrics) Handler(healthy func(context.Context) error) http.Handler {
+func (m *served) Handler(healthy func(context.Context) error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {

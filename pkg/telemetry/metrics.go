@@ -14,10 +14,8 @@ import (
 // Metrics counts what happens. Its methods are callbacks: they may be called concurrently and never block. Series that carry a
 // volume's name exist while it is attached and end with its receipt, so that their number is bounded by what is attached.
 type Metrics struct {
-	registry *prometheus.Registry
-	driver   string
+	*served
 
-	calls       *prometheus.HistogramVec
 	refused     *prometheus.CounterVec
 	receipts    *prometheus.CounterVec
 	seconds     prometheus.Histogram
@@ -53,11 +51,23 @@ var (
 
 // New returns metrics of a driver with the CSI name, and of this build.
 func New(driver, version string) *Metrics {
-	m := &Metrics{registry: prometheus.NewRegistry(), driver: driver, barriers: map[volume.ID]*barrier{}, released: map[volume.ID]bool{}}
-	m.makeCalls()
+	m := &Metrics{served: newServed(driver, version), barriers: map[volume.ID]*barrier{}, released: map[volume.ID]bool{}}
 	m.makeDetach()
 	m.makeEngine()
 	m.makeChecks()
+	return m
+}
+
+// served is what every role has: its registry, and the calls that it answers.
+type served struct {
+	registry *prometheus.Registry
+	driver   string
+	calls    *prometheus.HistogramVec
+}
+
+func newServed(driver, version string) *served {
+	m := &served{registry: prometheus.NewRegistry(), driver: driver}
+	m.makeCalls()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "belay_build_info", Help: "Always 1; the labels say what runs.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
@@ -67,7 +77,7 @@ func New(driver, version string) *Metrics {
 	return m
 }
 
-func (m *Metrics) makeCalls() {
+func (m *served) makeCalls() {
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "csi_plugin_operations_seconds", Help: "Duration of CSI calls by method and gRPC status code.", Buckets: callBuckets,
 	}, []string{"driver_name", "method_name", "grpc_status_code"})

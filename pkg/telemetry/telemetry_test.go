@@ -149,3 +149,23 @@ func TestLogger(t *testing.T) {
 		t.Error("xml accepted")
 	}
 }
+
+func TestClusterCounts(t *testing.T) {
+	m := NewCluster("d", "v1")
+	m.Told("DetachRefused")
+	m.Override("done")
+	m.Request("PATCH", "nodes", 200, 3*time.Millisecond)
+	m.Leading(true)
+	m.Call("/csi.v1.Controller/CreateVolume", "OK", time.Second)
+	w := httptest.NewRecorder()
+	m.Handler(func(context.Context) error { return nil }).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{
+		`belay_cluster_events_total{reason="DetachRefused"} 1`, `belay_overrides_total{outcome="done"} 1`, `belay_controller_leading 1`,
+		`belay_api_request_seconds_count{resource="nodes",status="200",verb="PATCH"} 1`, `belay_build_info{`, `grpc_status_code="OK"`,
+	} {
+		if !strings.Contains(w.Body.String(), want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	m.Leading(false)
+}
