@@ -41,6 +41,10 @@ var Below = map[string][]string{
 	"pkg/driver": {"pkg/detach", "pkg/engine", "pkg/receipt", "pkg/mount", "pkg/volume"},
 	"pkg/admin":  {"pkg/detach", "pkg/engine", "pkg/history", "pkg/receipt", "pkg/volume", "pkg/wire"},
 
+	// What Belay does in a Kubernetes cluster. It tells what the gates of the nodes say, and never decides; kubetest is its API server in tests.
+	"pkg/kube":          {"pkg/admin", "pkg/detach", "pkg/engine", "pkg/kube/kubetest", "pkg/mtls", "pkg/receipt", "pkg/volume"},
+	"pkg/kube/kubetest": {},
+
 	// Measuring is wired in cmd alone, so nothing measured knows of it and it knows the vocabulary only.
 	"pkg/telemetry": {"pkg/volume"},
 }
@@ -66,6 +70,10 @@ var Walls = []wall{
 	{
 		reason: "client-go lives in pkg/kube: the rest runs without a cluster",
 		what:   under("k8s.io/client-go", "k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io"), within: []string{"pkg/kube"},
+	},
+	{
+		reason: "these link every API group in, and each engine process pays for it in memory and start time: see pkg/kube/DESIGN.md",
+		what:   under("k8s.io/client-go/kubernetes", "k8s.io/client-go/informers", "k8s.io/client-go/tools/leaderelection", "k8s.io/client-go/tools/events"), within: nil,
 	},
 	{
 		reason: "Prometheus and OpenTelemetry live in pkg/telemetry: packages report through callbacks",

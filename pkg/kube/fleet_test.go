@@ -1,0 +1,78 @@
+package kube
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/belay-storage/belay/pkg/kube/kubetest"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+func TestFleetFindsNodesAndSaysWhyOneIsAway(t *testing.T) {
+	deleting := func(n *corev1.Node) {
+		now := metav1.Now()
+		n.DeletionTimestamp, n.Finalizers = &now, []string{"x"}
+	}
+	objects := []kubetest.Object{
+		node("n1"), node("n2"), node("n3", notReadyNode), node("n4", taint(TaintOutOfService, corev1.TaintEffectNoExecute)), node("n5", deleting), node("other"),
+		csiNode("n1", driver), csiNode("n2", "ebs.csi.aws.com", driver), csiNode("n3", driver), csiNode("n4", driver), csiNode("n5", driver), csiNode("gone", driver),
+		csiNode("other", "ebs.csi.aws.com"),
+		endpoints("a", map[string]string{"n1": "10.0.0.1", "n2": "10.0.0.2"}, "n1"), endpoints("b", map[string]string{"n6": "fd00::6"}, "n6"),
+	}
+	inCluster(t, objects, func(w *world) {
+		nodes, err := w.fleet.List(w.ctx)
+		if err != nil || !slices.Equal(nodes, []volume.NodeID{"gone", "n1", "n2", "n3", "n4", "n5", "n6"}) {
+			t.Errorf("nodes: %v, %v", nodes, err)
+		}
+		for name, want := range map[volume.NodeID]string{"n1": "10.0.0.1:9811", "n6": "[fd00::6]:9811"} {
+			if got, err := w.fleet.Address(w.ctx, name); err != nil || got != want {
+				t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+			}
+		}
+		for name, want := range map[volume.NodeID]string{
+			"n2": "no endpoint: no pod of Service belay-system/belay-node is ready there", "n3": "not ready since 2026-11-26 02:00:00 (NodeStatusUnknown)",
+			"n4": "tainted node.kubernetes.io/out-of-service", "n5": "being deleted", "gone": "no such Node",
+		} {
+			if got, err := w.fleet.Address(w.ctx, name); !errors.Is(err, ErrAway) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %q, %v, want %q", name, got, err, want)
+			}
+		}
+	})
+}
+
+// TestFleetOutlivesTheAPIServer: what was read answers while nobody else does, and what changed meanwhile is known afterwards.
+func TestFleetOutlivesTheAPIServer(t *testing.T) {
+	inCluster(t, oneNode(), func(w *world) {
+		w.server.SetAway(true)
+		settle()
+		if got, err := w.fleet.Address(w.ctx, "n1"); err != nil || got != "10.0.0.1:9811" {
+			t.Errorf("while the API server is away: %q, %v", got, err)
+		}
+		w.server.Put(endpoints("belay-node-1", map[string]string{"n1": "10.0.0.9"}, "n1"))
+		w.server.SetAway(false)
+		for range 24 { // client-go's own back-off
+			settle()
+		}
+		if got, err := w.fleet.Address(w.ctx, "n1"); err != nil || got != "10.0.0.9:9811" {
+			t.Errorf("afterwards: %q, %v", got, err)
+		}
+	})
+}
+
+// TestFleetSaysThatNothingWasReadYet: a cold cache is not an empty cluster.
+func TestFleetSaysThatNothingWasReadYet(t *testing.T) {
+	inCluster(t, oneNode(), func(w *world) {
+		cold := Fleet{must(NewCluster(Config{API: w.api, Driver: driver, Namespace: space}))}
+		if _, err := cold.List(w.ctx); !errors.Is(err, ErrNotRead) {
+			t.Errorf("list: %v", err)
+		}
+		if _, err := cold.Address(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
+			t.Errorf("address: %v", err)
+		}
+	})
+}

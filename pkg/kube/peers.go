@@ -1,0 +1,27 @@
+package kube
+
+import (
+	"context"
+
+	"github.com/belay-storage/belay/pkg/admin"
+	"github.com/belay-storage/belay/pkg/detach"
+	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// Peer is what is asked of a node; *admin.Client is one.
+type Peer interface {
+	// Notices waits until there are notices after the cursor.
+	Notices(ctx context.Context, since admin.Cursor) (admin.NoticePage, error)
+	// Volumes lists the node's volumes.
+	Volumes(ctx context.Context) (admin.Listing, error)
+	// Why tells what holds the volume.
+	Why(ctx context.Context, volume string) (admin.Why, error)
+	// Receipts lists the volume's receipts, oldest first.
+	Receipts(ctx context.Context, volume string) (admin.Receipts, error)
+	// Fence carries an operator's override out.
+	Fence(ctx context.Context, volume string, o detach.Override) (receipt.Receipt, error)
+}
+
+// Peers returns the way to a node.
+type Peers func(volume.NodeID) Peer
