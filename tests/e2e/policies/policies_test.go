@@ -119,7 +119,7 @@ func untilInForce(t *testing.T) {
 }
 
 func by(user string) string {
-	return "volume=pvc-1a2b@n1; epoch=12; by=" + user + "; reason=ticket 4711; the machine is scrap"
+	return "volume=pvc-1a2b; epoch=12; by=" + user + "; reason=ticket 4711; the machine is scrap"
 }
 
 type change struct {
@@ -139,6 +139,8 @@ var changes = []change{
 	{what: "without a reason", user: overrider, set: override + "=volume=pvc-1; epoch=1; by=" + overrider + "; reason= ", refused: "the reason is missing"},
 	{what: "without an epoch", user: overrider, set: override + "=volume=pvc-1; by=" + overrider + "; reason=x", refused: "want \"volume="},
 	{what: "an epoch that is no number", user: overrider, set: override + "=volume=pvc-1; epoch=new; by=" + overrider + "; reason=x", refused: "want \"volume="},
+	{what: "an epoch that never was", user: overrider, set: override + "=volume=pvc-1; epoch=0; by=" + overrider + "; reason=x", refused: "want \"volume="},
+	{what: "a handle, which is not the volume's name", user: overrider, set: override + "=volume=pvc-1@n1; epoch=1; by=" + overrider + "; reason=x", refused: "want \"volume="},
 	{what: "no volume", user: overrider, set: override + "=volume=; epoch=1; by=" + overrider + "; reason=x", refused: "want \"volume="},
 	{what: "a result that nobody came to", user: patcher, set: result + "=done", refused: "only Belay's controller"},
 	{what: "with the right, name and reason", user: overrider, set: override + "=" + by(overrider)},
