@@ -14,7 +14,7 @@ SEED    ?= 1
 SEEDS   ?= 5000
 FROM    ?= 1
 REPORT  := $(CURDIR)/out/pauses.txt
-UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/... ./tests/mutants/... ./tests/sim/machine/...
+UNIT    := ./pkg/... ./cmd/... ./tests/house/... ./tests/histories/... ./tests/fuzz/... ./tests/mutants/... ./tests/manifests/... ./tests/sim/machine/...
 export CGO_ENABLED := 0
 # Where tests add their figures: explorer.txt, fuzz.txt, histories.txt, model.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
@@ -121,6 +121,14 @@ explore: ## STATES crash states of every scenario, and every call of the file sy
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)
 	go run ./tests/demo
+
+.PHONY: manifests
+manifests: ## render deploy/kubernetes from the chart, which is the source (helm is built from deploy/tools the first time)
+	deploy/manifests.sh render
+
+.PHONY: manifests-check
+manifests-check: ## deploy/kubernetes is what the chart makes, and every overlay the same as the chart with its values
+	deploy/manifests.sh check
 
 .PHONY: bench
 bench: deps build ## IOPS, latency and CPU beside raw files and loop, written to out/bench.json (root)
