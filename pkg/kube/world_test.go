@@ -254,3 +254,7 @@ func oneNode() []kubetest.Object {
 		persistent("pv-1", "pvc-1@n1"), attachment("csi-1", "pv-1", "n1", nil),
 	}
 }
+
+func persistentOf(name, other string) *corev1.PersistentVolume {
+	return persistent(name, "vol-1", func(pv *corev1.PersistentVolume) { pv.Spec.CSI.Driver = other })
+}
