@@ -1,0 +1,134 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// stage is where several processes try to lead, and tells who does.
+type stage struct {
+	*world
+	mu      sync.Mutex
+	leading []string
+	most    int
+}
+
+func (s *stage) enter(name string) (stop func()) {
+	e := NewElector(s.api, space, LeaseName, name, slog.New(slog.DiscardHandler))
+	return s.run(func(ctx context.Context) {
+		e.Run(ctx, func(ctx context.Context) {
+			s.mu.Lock()
+			s.leading = append(s.leading, name)
+			s.most = max(s.most, len(s.leading))
+			s.mu.Unlock()
+			<-ctx.Done()
+			s.mu.Lock()
+			s.leading = slices.DeleteFunc(s.leading, func(n string) bool { return n == name })
+			s.mu.Unlock()
+		})
+	})
+}
+
+func (s *stage) wants(leaders ...string) {
+	s.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Equal(s.leading, leaders) {
+		s.Errorf("%v lead, want %v", s.leading, leaders)
+	}
+}
+
+// TestOneLeads, another when that one stops, at once, and never two at the same time.
+func TestOneLeads(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		s := &stage{world: w}
+		stop := s.enter("a")
+		settle()
+		s.wants("a")
+		for i := range 3 {
+			s.enter(fmt.Sprintf("b%d", i))
+		}
+		time.Sleep(5 * time.Minute)
+		s.wants("a")
+		stop()
+		time.Sleep(2 * renewEvery)
+		if s.mu.Lock(); len(s.leading) != 1 || !strings.HasPrefix(s.leading[0], "b") {
+			t.Errorf("%v lead", s.leading)
+		}
+		s.mu.Unlock()
+		time.Sleep(time.Hour)
+		if s.most != 1 {
+			t.Errorf("%d led at the same time", s.most)
+		}
+	})
+}
+
+// TestADeadLeaderIsFollowed when its Lease has not been renewed for as long as it is good, on the follower's clock.
+func TestADeadLeaderIsFollowed(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		l := lease("dead", time.Now().Add(24*time.Hour)) // its clock is a day ahead
+		l.Name, l.Namespace = LeaseName, space
+		w.server.Put(l)
+		s := &stage{world: w}
+		s.enter("a")
+		time.Sleep(leaseDuration - time.Second)
+		s.wants()
+		time.Sleep(2 * renewEvery)
+		s.wants("a")
+	})
+}
+
+// TestALeaderThatCannotRenewStops before another one may take over, and leads again afterwards.
+func TestALeaderThatCannotRenewStops(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		s := &stage{world: w}
+		s.enter("a")
+		time.Sleep(time.Minute)
+		s.wants("a")
+		w.server.SetAway(true)
+		time.Sleep(renewDeadline - renewEvery - time.Second)
+		s.wants("a")
+		time.Sleep(leaseDuration - renewDeadline + renewEvery)
+		s.wants()
+		w.server.SetAway(false)
+		time.Sleep(time.Minute)
+		s.wants("a")
+	})
+}
+
+// TestWhoIsReplacedStops: another one has the Lease.
+func TestWhoIsReplacedStops(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		s := &stage{world: w}
+		s.enter("a")
+		settle()
+		l := lease("b", time.Now())
+		l.Name, l.Namespace = LeaseName, space
+		w.server.Put(l)
+		time.Sleep(2 * renewEvery)
+		s.wants()
+	})
+}
+
+// TestTwoThatTryAtTheSameTime: both read the Lease, and one of the two writes fails.
+func TestTwoThatTryAtTheSameTime(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		l := lease("dead", time.Unix(0, 0))
+		l.Name, l.Namespace = LeaseName, space
+		w.server.Put(l)
+		s := &stage{world: w}
+		for i := range 5 {
+			s.enter(fmt.Sprint(i))
+		}
+		time.Sleep(time.Hour)
+		if s.most != 1 || len(s.leading) != 1 {
+			t.Errorf("%d led at the same time, %v now", s.most, s.leading)
+		}
+	})
+}
