@@ -19,6 +19,10 @@ export CGO_ENABLED := 0
 # Where tests add their figures: explorer.txt, fuzz.txt, histories.txt, model.txt.
 export BELAY_REPORT_DIR ?= $(CURDIR)/out
 
+# The cluster of the end-to-end tests, and the tag of Belay's image there.
+LAB := $(CURDIR)/tests/e2e/lab/lab
+TAG ?= dev
+
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
@@ -118,6 +122,17 @@ explore: ## STATES crash states of every scenario, and every call of the file sy
 	go test -count=1 -timeout 24h -v -run '^Test(Explore|Fail)' ./tests/crash/explorer -explore.states=$(STATES) -explore.seed=$(SEED) \
 	  | grep -v '^=== \|^ *--- PASS'
 
+.PHONY: cluster-up
+cluster-up: build ## a real two-node Kubernetes below out/lab, with Belay's image but without Belay (root); LAB_DIR=, TAG=dev
+	$(LAB) deps
+	$(LAB) build
+	$(LAB) image belay $(TAG) $(CURDIR)/bin/belay
+	$(LAB) up
+
+.PHONY: cluster-down
+cluster-down: ## the end of that Kubernetes: nothing of it runs or is mounted any more; its binaries and images stay
+	$(LAB) down
+
 .PHONY: demo
 demo: deps build ## the whole story on this machine, a line a step (root)
 	go run ./tests/demo
@@ -159,4 +174,5 @@ lint: ## go vet, gofmt, the house rules, and golangci-lint where it can be had
 
 .PHONY: clean
 clean: ## remove what the other targets made
+	@if [ -d out/lab/machines ]; then echo 'the cluster is up: make cluster-down first' >&2; exit 1; fi
 	rm -rf bin out
