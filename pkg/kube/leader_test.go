@@ -111,7 +111,7 @@ func TestWhoIsReplacedStops(t *testing.T) {
 		l := lease("b", time.Now())
 		l.Name, l.Namespace = LeaseName, space
 		w.server.Put(l)
-		time.Sleep(2 * renewEvery)
+		time.Sleep(renewEvery + time.Second)
 		s.wants()
 	})
 }

@@ -170,3 +170,48 @@ func TestTheOutageOfTheAPIServerIsNotTheNodes(t *testing.T) {
 		}
 	})
 }
+
+// TestReadsFarApartAreNoObservation: between them the kubelet may have lived.
+func TestReadsFarApartAreNoObservation(t *testing.T) {
+	inCluster(t, []kubetest.Object{csiNode("n1", driver), node("n1", notReadyNode), lease("n1", time.Unix(0, 0))}, func(w *world) {
+		ask := NewLost(w.cluster, w.report, NewLeases(w.fleet)) // which nobody runs
+		for range 5 {
+			if reason, lost := ask.Lost(w.ctx, "n1"); lost {
+				t.Fatalf("lost: %s", reason)
+			}
+			time.Sleep(5 * time.Minute)
+		}
+	})
+}
+
+// TestAFlickeringAPIServerIsNoObservation: in each of its short outages the kubelet may have tried in vain.
+func TestAFlickeringAPIServerIsNoObservation(t *testing.T) {
+	inCluster(t, []kubetest.Object{csiNode("n1", driver), node("n1", notReadyNode), lease("n1", time.Unix(0, 0))}, func(w *world) {
+		ask := w.lost(true)
+		for range 40 {
+			w.server.SetAway(true)
+			time.Sleep(leaseLook + time.Second)
+			w.server.SetAway(false)
+			time.Sleep(leaseLook)
+			if reason, lost := ask.Lost(w.ctx, "n1"); lost {
+				t.Fatalf("lost: %s", reason)
+			}
+		}
+	})
+}
+
+// TestANodeThatHasJustComeBackIsNotLost, though its Lease is still the old one.
+func TestANodeThatHasJustComeBackIsNotLost(t *testing.T) {
+	inCluster(t, []kubetest.Object{csiNode("n1", driver), node("n1", notReadyNode), lease("n1", time.Unix(0, 0))}, func(w *world) {
+		ask := w.lost(true)
+		time.Sleep(10 * time.Minute)
+		w.server.Before(func(r kubetest.Request) {
+			if r.Method == http.MethodGet && strings.HasSuffix(r.Path, "/nodes/n1") {
+				w.server.Put(node("n1"))
+			}
+		})
+		if reason, lost := ask.Lost(w.ctx, "n1"); lost {
+			t.Errorf("lost: %s", reason)
+		}
+	})
+}
