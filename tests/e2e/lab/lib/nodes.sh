@@ -121,6 +121,7 @@ kubelet_stop() { daemon_stop "n$1" kubelet; }
 power_off() {
   machine_off "n$1"
   devices_remove_dead
+  wait_for 30 cgroups_remove "n$1"
 }
 
 # network_cut N: neither the control plane nor other nodes reach it, nor it them.
