@@ -8,8 +8,14 @@ TOOLS=(mount umount findmnt losetup blkid lsblk blockdev e2fsck mkfs.ext4 resize
 REGISTRAR_VERSION=${REGISTRAR_VERSION:-v2.18.0}
 LIVENESSPROBE_VERSION=${LIVENESSPROBE_VERSION:-v2.17.0}
 
-# images: all but Belay's own, those whose parts are newer than they.
+# images: all but Belay's own, imported by the nodes that are on.
 images() {
+  images_make
+  images_import_everywhere
+}
+
+# images_make: those whose parts are newer than they.
+images_make() {
   local csi=github.com/kubernetes-csi name module
   mkdir -p "$IMAGES/layers"
   image_of_binary pause:3.10.2 pause pause
@@ -30,13 +36,18 @@ images() {
 
 # image_belay TAG BINARY: Belay with its tools, imported by the nodes that are on.
 image_belay() {
-  local tag=$1 binary=$2 node
+  local tag=$1 binary=$2
   [ -x "$binary" ] || die "image: $binary is no program: make build makes bin/belay"
   mkdir -p "$IMAGES/layers"
   layer busybox busybox_tree /bin/busybox
   layer tools tools_tree "$HERE/lib/images.sh"
   layer "belay-$tag" "belay_tree $(printf %q "$binary")" "$binary"
   archive "belay:$tag" '["/usr/bin/belay"]' null busybox tools "belay-$tag"
+  images_import_everywhere
+}
+
+images_import_everywhere() {
+  local node
   for node in $(nodes_on); do images_import "$node"; done
 }
 
