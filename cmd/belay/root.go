@@ -14,7 +14,8 @@ import (
 
 const rootLong = `Belay is replicated block storage for Kubernetes that never lets go of a volume before its data is provably safe.
 
-"belay serve" runs the driver on this machine. The other commands ask it what it knows.
+"belay serve" runs the driver on this machine. The other commands ask it what it knows. Called kubectl-belay, this program is the
+plugin of kubectl that asks the machines of a cluster: see "kubectl belay --help".
 
 Exit codes: 0 done; 1 refused or failed; 2 the command line cannot be understood; 3 verify found differences.`
 
@@ -48,7 +49,7 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddGroup(&cobra.Group{ID: "roles", Title: "Roles:"}, &cobra.Group{ID: "verbs", Title: "Questions to a running belay serve:"})
-	root.AddCommand(newServe(), newNode(), newHost(), newEngine(), newPrestop())
+	root.AddCommand(newServe(), newController(), newNode(), newHost(), newEngine(), newPrestop())
 	for _, verb := range []*cobra.Command{newVolumes(o), newWhy(o), newHistory(o), newReceipts(o), newVerify(o)} {
 		verb.GroupID = "verbs"
 		addShared(verb, o)
@@ -63,6 +64,10 @@ func newRoot() *cobra.Command {
 
 func addShared(cmd *cobra.Command, o *options) {
 	cmd.Flags().StringVar(&o.socket, "socket", admin.DefaultSocket, "admin socket of belay serve")
+	addOutput(cmd, o)
+}
+
+func addOutput(cmd *cobra.Command, o *options) {
 	cmd.Flags().StringVarP(&o.output, "output", "o", outText, "form of the output: text or json")
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outText, outJSON}, cobra.ShellCompDirectiveNoFileComp))
 	run := cmd.RunE

@@ -98,18 +98,36 @@ func (r *Router) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	return controllerCapabilities(), nil
 }
 
+// strange says that no volume of ours was ever called so.
+func strange(handle string) bool {
+	_, node, err := volume.ParseHandle(handle)
+	return err == nil && node == ""
+}
+
 // DeleteVolume implements csi.ControllerServer.
 func (r *Router) DeleteVolume(ctx context.Context, q *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	if strange(q.GetVolumeId()) {
+		return &csi.DeleteVolumeResponse{}, nil
+	}
 	return route(ctx, r, q, csi.ControllerClient.DeleteVolume)
 }
 
 // ControllerPublishVolume implements csi.ControllerServer.
 func (r *Router) ControllerPublishVolume(ctx context.Context, q *csi.ControllerPublishVolumeRequest) (*csi.ControllerPublishVolumeResponse, error) {
+	if _, err := volume.ParseNodeID(q.GetNodeId()); err != nil {
+		return nil, err
+	}
+	if _, err := parseCapability(q.GetVolumeCapability()); err != nil {
+		return nil, err
+	}
 	return route(ctx, r, q, csi.ControllerClient.ControllerPublishVolume)
 }
 
 // ControllerUnpublishVolume implements csi.ControllerServer: the gate of the volume's machine decides.
 func (r *Router) ControllerUnpublishVolume(ctx context.Context, q *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
+	if strange(q.GetVolumeId()) {
+		return &csi.ControllerUnpublishVolumeResponse{}, nil
+	}
 	answered, err := route(ctx, r, q, csi.ControllerClient.ControllerUnpublishVolume)
 	if err != nil {
 		r.Events.Refused(q.GetVolumeId(), volume.NodeID(q.GetNodeId()), err)

@@ -62,13 +62,16 @@ func (s Services) ServeOn(ctx context.Context, l net.Listener) error {
 	server := s.Server()
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(l) }()
+	var err error
 	select {
-	case err := <-done:
-		return err
+	case err = <-done:
 	case <-ctx.Done():
 	}
-	stop(server)
-	return <-done
+	if ctx.Err() == nil {
+		return err
+	}
+	stop(server) // what Serve says then is no news: a shared listener may have been closed by others first
+	return nil
 }
 
 // Server returns a gRPC server with the services, for a caller with a listener of its own.

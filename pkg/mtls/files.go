@@ -119,11 +119,28 @@ func (f *Files) load() (*tls.Certificate, *x509.CertPool, error) {
 		return f.pair, f.roots, nil
 	}
 	pair, roots, err := read(f.dir)
+	if err != nil && f.pair != nil {
+		return f.pair, f.roots, nil // half written: those before hold until the rest is there
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate in %s: %w", f.dir, err)
 	}
 	f.state, f.pair, f.roots = state, pair, roots
 	return pair, roots, nil
+}
+
+// Write puts the certificate into dir, which is made where it is missing, for Open. Each file is whole or not there.
+func (c Certificate) Write(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for name, b := range map[string][]byte{FileCA: c.CA, FileCert: c.Cert, FileKey: c.Key} {
+		fresh := filepath.Join(dir, "."+name)
+		if err := errors.Join(os.WriteFile(fresh, b, 0o600), os.Rename(fresh, filepath.Join(dir, name))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func same(a, b [3]fs.FileInfo) bool {

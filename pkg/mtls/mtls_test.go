@@ -36,11 +36,8 @@ func issue(t *testing.T, a *Authority, role Role) Certificate {
 
 func write(t *testing.T, dir string, c Certificate) {
 	t.Helper()
-	for name, b := range map[string][]byte{FileCA: c.CA, FileCert: c.Cert, FileKey: c.Key} {
-		fresh := filepath.Join(dir, name+".new")
-		if err := errors.Join(os.WriteFile(fresh, b, 0o600), os.Rename(fresh, filepath.Join(dir, name))); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.Write(dir); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -124,6 +121,12 @@ func TestFilesAreReadAgain(t *testing.T) {
 	}
 	if _, err := talk(t, node, controller, Node, "h2"); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, FileKey), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := talk(t, node, controller, Node, "h2"); err != nil {
+		t.Fatal("while files are being written:", err)
 	}
 	write(t, dir, issue(t, second, Node)) // trusts what the first signed, and the controller does not trust the second yet
 	if _, err := talk(t, node, controller, Node, "h2"); err == nil {

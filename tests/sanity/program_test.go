@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// program is a `belay serve` of this test alone.
+// program is a `belay serve`, or another role, of this test alone.
 type program struct {
 	t        *testing.T
 	binary   string
@@ -31,17 +31,24 @@ type program struct {
 
 func (p *program) path(name string) string { return filepath.Join(p.base, name) }
 
-// start runs the program on three stores and waits until it is ready.
+// start runs `belay serve` on three stores and waits until it is ready.
 func start(t *testing.T) *program {
+	t.Helper()
+	return startAs(t, "serve", func(*program) []string { return nil })
+}
+
+// startAs is start for another role with the same flags, and more.
+func startAs(t *testing.T, role string, more func(*program) []string) *program {
 	t.Helper()
 	p := &program{t: t, base: t.TempDir(), loops: loopDevices(t), ended: make(chan struct{})}
 	p.binary, p.endpoint = p.path("belay"), "unix://"+p.path("csi.sock")
 	p.install()
-	args := []string{"serve", "--endpoint", p.endpoint, "--nodeid", "sanity-node", "--state", p.path("state"), "--admin-socket", p.path("admin.sock")}
+	args := []string{role, "--endpoint", p.endpoint, "--nodeid", nodeName, "--state", p.path("state"), "--admin-socket", p.path("admin.sock")}
 	for _, s := range []string{"store-a", "store-b", "store-c"} {
 		must(t, os.Mkdir(p.path(s), 0o700))
 		args = append(args, "--store", p.path(s))
 	}
+	args = append(args, more(p)...)
 	log, err := os.Create(p.path("log"))
 	must(t, err)
 	p.log = log
@@ -69,17 +76,21 @@ func (p *program) install() {
 	}
 }
 
-func (p *program) connect() *grpc.ClientConn {
+func (p *program) connect() *grpc.ClientConn { return p.connectTo(p.endpoint) }
+
+func (p *program) connectTo(endpoint string) *grpc.ClientConn {
 	p.t.Helper()
-	c, err := grpc.NewClient(p.endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	c, err := grpc.NewClient(endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(p.t, err)
 	p.t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 
-func (p *program) waitReady() {
+func (p *program) waitReady() { p.waitReadyAt(p.endpoint) }
+
+func (p *program) waitReadyAt(endpoint string) {
 	p.t.Helper()
-	client := csi.NewIdentityClient(p.connect())
+	client := csi.NewIdentityClient(p.connectTo(endpoint))
 	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
 	defer cancel()
 	r, err := client.Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true))

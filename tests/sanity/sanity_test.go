@@ -22,39 +22,42 @@ const mib = 1 << 20
 
 // undeclared are the reasons for which the suite may skip a test, with the capability that is not declared yet.
 var undeclared = map[string]string{
-	"CreateSnapshot not supported":             "CREATE_DELETE_SNAPSHOT",
-	"DeleteSnapshot not supported":             "CREATE_DELETE_SNAPSHOT",
-	"Snapshot not supported":                   "CREATE_DELETE_SNAPSHOT",
-	"ListSnapshots not supported":              "LIST_SNAPSHOTS",
-	"GetSnapshot not supported":                "GET_SNAPSHOT",
-	"Volume Cloning not supported":             "CLONE_VOLUME",
-	"ControllerModifyVolume not supported":     "MODIFY_VOLUME",
-	"Modify volume not supported":              "MODIFY_VOLUME",
-	"Modify Volume not supported":              "MODIFY_VOLUME",
-	"GroupControllerService not supported":     "GROUP_CONTROLLER_SERVICE",
-	"VolumeGroupSnapshots not supported":       "GROUP_CONTROLLER_SERVICE",
-	"ControllerGetVolumeHealth not supported":  "GET_VOLUME_HEALTH",
-	"ControllerListVolumeHealth not supported": "LIST_VOLUME_HEALTH",
-	"NodeGetVolumeHealth not supported":        "GET_VOLUME_HEALTH",
-	"NodeGetStorageHealth not supported":       "GET_STORAGE_HEALTH",
+	"CreateSnapshot not supported":         "CREATE_DELETE_SNAPSHOT",
+	"DeleteSnapshot not supported":         "CREATE_DELETE_SNAPSHOT",
+	"Snapshot not supported":               "CREATE_DELETE_SNAPSHOT",
+	"ListSnapshots not supported":          "LIST_SNAPSHOTS",
+	"GetSnapshot not supported":            "GET_SNAPSHOT",
+	"Volume Cloning not supported":         "CLONE_VOLUME",
+	"ControllerModifyVolume not supported": "MODIFY_VOLUME",
+	"Modify volume not supported":          "MODIFY_VOLUME",
+	"Modify Volume not supported":          "MODIFY_VOLUME",
+	"GroupControllerService not supported": "GROUP_CONTROLLER_SERVICE",
+	"VolumeGroupSnapshots not supported":   "GROUP_CONTROLLER_SERVICE",
+	"NodeGetStorageHealth not supported":   "GET_STORAGE_HEALTH",
 }
 
 func TestSanity(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts real filesystems")
 	}
-	p := start(t)
-	report := runSuite(t, p)
+	p, c := start(t), startCluster(t)
+	report := runSuite(t, p, c)
 	checkSkipped(t, report)
 	p.checkEmpty()
+	c.checkEmpty()
+	c.stopController()
 	p.stop()
+	c.stop()
 }
 
-// runSuite runs the suite for both access types. Ginkgo runs once a process, hence both in one run.
-func runSuite(t *testing.T, p *program) (report ginkgo.Report) {
+// runSuite runs the suite for both access types, against a single machine and through the controller of a cluster. Ginkgo runs once a process, hence all in
+// one run.
+func runSuite(t *testing.T, p *program, c *cluster) (report ginkgo.Report) {
 	for _, access := range []string{"mount", "block"} {
-		c := p.config(access)
-		ginkgo.Describe(access, func() { sanity.GinkgoTest(&c) })
+		one, many := p.config(access), c.config(access)
+		many.ControllerAddress = c.endpoint
+		ginkgo.Describe(access, func() { sanity.GinkgoTest(&one) })
+		ginkgo.Describe("cluster "+access, func() { sanity.GinkgoTest(&many) })
 	}
 	ginkgo.ReportAfterSuite("skips", func(r ginkgo.Report) { report = r })
 	gomega.RegisterFailHandler(ginkgo.Fail)
@@ -104,7 +107,7 @@ func checkSkipped(t *testing.T, r ginkgo.Report) {
 		reasons = append(reasons, fmt.Sprintf("%d for want of %s", wanting[capability], capability))
 	}
 	t.Logf("%d passed; skipped: %s", ran, strings.Join(reasons, ", "))
-	const least = 90
+	const least = 200
 	if ran < least {
 		t.Errorf("only %d tests ran, want at least %d", ran, least)
 	}
