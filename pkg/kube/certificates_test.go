@@ -1,6 +1,10 @@
 package kube
 
 import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -171,5 +175,38 @@ func TestMissingSecretsAreFilledWhenTheyCome(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		w.wantsGood()
+	})
+}
+
+// TestTheControllerFetchesItsCertificate as soon as it is there, and again when it is renewed.
+func TestTheControllerFetchesItsCertificate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tls")
+	inCluster(t, shipped(), func(w *world) {
+		fetch := func(ctx context.Context) { FetchCertificate(ctx, w.api, space, dir, slog.New(slog.DiscardHandler)) }
+		unfetch := w.run(fetch)
+		settle()
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("written while the Secret is empty: %v", err)
+		}
+		stop := w.certificates()
+		settle()
+		stop()
+		same := func() bool {
+			got, err := os.ReadFile(filepath.Join(dir, mtls.FileCert))
+			return err == nil && slices.Equal(got, w.read(SecretController)[mtls.FileCert])
+		}
+		if !same() {
+			t.Error("it is not there")
+		}
+		unfetch() // 250 days of looking take their time
+		time.Sleep(250 * 24 * time.Hour)
+		w.run(fetch)
+		settle()
+		w.certificates()
+		time.Sleep(2 * fetchAgain)
+		w.wantsGood()
+		if !same() {
+			t.Error("it was not renewed")
+		}
 	})
 }
