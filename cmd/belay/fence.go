@@ -58,6 +58,14 @@ func (o *options) printReceipt(w io.Writer, r receipt.Receipt) error {
 	return err
 }
 
+// actorFor is who answers for a decision that is passed on for somebody else.
+func actorFor(by string) string {
+	if by == "" {
+		return actor()
+	}
+	return by + ", by way of " + actor()
+}
+
 // actor is who answers for it, as well as this machine can tell. The socket lets in root and the server's own user only.
 func actor() string {
 	name := fmt.Sprintf("user %d", os.Getuid())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -34,14 +35,30 @@ func (e usageError) Unwrap() error { return e.error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	root, args := called(os.Args)
+	code := execute(ctx, root, args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
-// run executes the command line and returns the exit code. Ending ctx asks it to stop.
+// called says what this program is under the name that it was started by.
+func called(args []string) (*cobra.Command, []string) {
+	switch filepath.Base(args[0]) {
+	case pluginName:
+		return newKubectlRoot(), args[1:]
+	case completerName: // kubectl runs it for what stands after `kubectl belay`
+		return newKubectlRoot(), append([]string{cobra.ShellCompRequestCmd}, args[1:]...)
+	}
+	return newRoot(), args[1:]
+}
+
+// run executes a command line of belay.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	root := newRoot()
+	return execute(ctx, newRoot(), args, in, out, errOut)
+}
+
+// execute executes the command line and returns the exit code. Ending ctx asks it to stop.
+func execute(ctx context.Context, root *cobra.Command, args []string, in io.Reader, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)
@@ -51,15 +68,22 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 }
 
 func report(cmd *cobra.Command, err error, errOut io.Writer) int {
+	name := cmd.Root().CommandPath()
+	if passed, ok := errors.AsType[passedOn](err); ok {
+		if passed.advice != "" {
+			fmt.Fprintf(errOut, "%s: %s\n", name, passed.advice)
+		}
+		return passed.code
+	}
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.Is(err, errDiffers):
 		return exitDiffers
 	case errors.As(err, new(usageError)):
-		fmt.Fprintf(errOut, "belay: %v\nSee '%s --help'.\n", err, cmd.CommandPath())
+		fmt.Fprintf(errOut, "%s: %v\nSee '%s --help'.\n", name, err, cmd.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(errOut, "belay: %v\n", err)
+	fmt.Fprintf(errOut, "%s: %v\n", name, err)
 	return exitFailed
 }

@@ -39,6 +39,7 @@ type salvageFlags struct {
 	from   string
 	reason string
 	read   bool
+	by     string
 	yes    bool
 	kill   bool
 }
@@ -57,6 +58,7 @@ func newSalvage(o *options) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.from, "from", "", "store whose copy becomes the volume: its directory, its ID or the beginning of that")
 	cmd.Flags().StringVar(&f.reason, "reason", "", "why, kept in the receipt (required with --from)")
+	cmd.Flags().StringVar(&f.by, "by", "", "who decides it, where that is not the user of this process; kept in the receipt beside that user")
 	cmd.Flags().BoolVar(&f.read, "read", false, "read every block of every store for the report")
 	cmd.Flags().BoolVar(&f.yes, "yes", false, "do not ask")
 	cmd.Flags().BoolVar(&f.kill, "kill", false, "give up a device that stands still: who uses it sees errors")
@@ -68,8 +70,8 @@ func (f *salvageFlags) check() error {
 	switch chosen := f.from != ""; {
 	case chosen && strings.TrimSpace(f.reason) == "":
 		return errors.New("--from needs --reason")
-	case !chosen && (f.reason != "" || f.yes || f.kill):
-		return errors.New("--reason, --yes and --kill are of no use without --from")
+	case !chosen && (f.reason != "" || f.by != "" || f.yes || f.kill):
+		return errors.New("--reason, --by, --yes and --kill are of no use without --from")
 	}
 	return nil
 }
@@ -101,7 +103,7 @@ func (o *options) salvageFrom(cmd *cobra.Command, p admin.SalvagePlan, f *salvag
 		}
 	}
 	show := newShow(cmd.ErrOrStderr(), "salvage "+string(p.Volume))
-	r, err := o.client().Salvage(cmd.Context(), string(p.Volume), detach.Salvage{From: from, Reason: f.reason, Actor: actor(), Kill: f.kill}, show.progress)
+	r, err := o.client().Salvage(cmd.Context(), string(p.Volume), detach.Salvage{From: from, Reason: f.reason, Actor: actorFor(f.by), Kill: f.kill}, show.progress)
 	show.end()
 	if err != nil {
 		return err
@@ -140,17 +142,28 @@ func choiceOf(p admin.SalvagePlan, id engine.ReplicaID) *engine.SalvageChoice {
 
 // confirm asks a person for the volume's name. Where there is nobody to ask, --yes is the answer.
 func confirm(cmd *cobra.Command, p admin.SalvagePlan, c engine.SalvageChoice) error {
-	in, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(in.Fd())) {
+	in, ok := terminal(cmd)
+	if !ok {
 		return usageError{errors.New("nobody can be asked here: give --yes once you have read what `belay salvage " + string(p.Volume) + "` says is lost")}
 	}
 	return ask(cmd.Context(), in, cmd.ErrOrStderr(), p, c)
+}
+
+// terminal is where a person can be asked.
+func terminal(cmd *cobra.Command) (*os.File, bool) {
+	in, ok := cmd.InOrStdin().(*os.File)
+	return in, ok && term.IsTerminal(int(in.Fd()))
 }
 
 func ask(ctx context.Context, in io.Reader, out io.Writer, p admin.SalvagePlan, c engine.SalvageChoice) error {
 	var b strings.Builder
 	writeChoice(&b, c)
 	fmt.Fprintf(out, "volume %s becomes what this store holds:\n%sThis cannot be taken back. Type the volume's ID to go on: ", p.Volume, b.String())
+	return typed(ctx, in, string(p.Volume))
+}
+
+// typed waits for a line, which must be the word.
+func typed(ctx context.Context, in io.Reader, word string) error {
 	answer := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(in).ReadString('\n') // an error leaves what was typed before it
@@ -160,7 +173,7 @@ func ask(ctx context.Context, in io.Reader, out io.Writer, p admin.SalvagePlan, 
 	case <-ctx.Done():
 		return ctx.Err()
 	case got := <-answer:
-		if got != string(p.Volume) {
+		if got != word {
 			return errors.New("not confirmed; nothing was changed")
 		}
 	}

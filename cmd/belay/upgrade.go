@@ -13,6 +13,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/engine"
+	"github.com/belay-storage/belay/pkg/volume"
 )
 
 const upgradeLong = `Have another version of the engine serve a volume that is in use. The workload sees a pause of some milliseconds and nothing else.
@@ -21,7 +22,8 @@ The new engine is started and checked first; then requests are held, those in fl
 epoch. A new version that does not start, hangs, cannot read the volume's format, does not answer, or dies within its first seconds is
 rolled back: the version before serves on, and the command says why. Where requests in flight take too long nothing is changed.
 
-With --all every attached volume is upgraded, one after the other, with a pause between two, and the first that is rolled back ends it.
+With --all every attached volume is upgraded, with --node those of one machine, one after the other, with a pause between two, and the first
+that is rolled back ends it.
 
 Which versions can follow each other: host and engine must speak a common protocol, and the new engine must read the format on disk that the
 volume has now; both are checked before anything is touched. "belay serve" gives its own version to volumes that are attached later. The host
@@ -39,6 +41,7 @@ const paceDefault = 2 * time.Second
 type upgradeFlags struct {
 	to        string
 	all       bool
+	node      string
 	pace      time.Duration
 	keepGoing bool
 }
@@ -56,7 +59,7 @@ var errNotUpgraded = errors.New("not every volume was upgraded")
 func newUpgrade(o *options) *cobra.Command {
 	f := &upgradeFlags{}
 	cmd := &cobra.Command{
-		Use: "upgrade VOLUME|--all --to BINARY", Short: "have another version of the engine serve a volume in use", Long: upgradeLong, Example: upgradeExample,
+		Use: "upgrade VOLUME|--all|--node NODE --to BINARY", Short: "have another version of the engine serve a volume in use", Long: upgradeLong, Example: upgradeExample,
 		Args: usageArgs(f.check), ValidArgsFunction: o.completeVolume,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			to, err := filepath.Abs(f.to)
@@ -71,22 +74,36 @@ func newUpgrade(o *options) *cobra.Command {
 			return f.run(cmd, o, todo)
 		},
 	}
-	cmd.Flags().StringVar(&f.to, "to", "", "the program to upgrade to (required)")
-	cmd.Flags().BoolVar(&f.all, "all", false, "every attached volume, one after the other")
-	cmd.Flags().DurationVar(&f.pace, "pace", paceDefault, "how long to wait between two volumes")
-	cmd.Flags().BoolVar(&f.keepGoing, "keep-going", false, "go on after a volume that was not upgraded")
+	f.add(cmd)
 	_ = cmd.MarkFlagFilename("to")
 	return cmd
 }
 
-func (f *upgradeFlags) check(_ *cobra.Command, args []string) error {
-	switch {
-	case f.to == "":
+func (f *upgradeFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.to, "to", "", "the program to upgrade to (required)")
+	cmd.Flags().BoolVar(&f.all, "all", false, "every attached volume, one after the other")
+	cmd.Flags().StringVar(&f.node, "node", "", "every attached volume that is served on this node, one after the other")
+	cmd.Flags().DurationVar(&f.pace, "pace", paceDefault, "how long to wait between two volumes")
+	cmd.Flags().BoolVar(&f.keepGoing, "keep-going", false, "go on after a volume that was not upgraded")
+}
+
+func (f *upgradeFlags) check(cmd *cobra.Command, args []string) error {
+	if f.to == "" {
 		return errors.New("--to is missing: name the program to upgrade to")
-	case f.all && len(args) > 0:
-		return fmt.Errorf("either --all or one volume, not both: %s", strings.Join(args, " "))
-	case !f.all && len(args) != 1:
-		return fmt.Errorf("name one volume, by its ID or the orchestrator's name, or --all; got %d", len(args))
+	}
+	return f.checkWhich(cmd, args)
+}
+
+// checkWhich checks all flags but --to.
+func (f *upgradeFlags) checkWhich(_ *cobra.Command, args []string) error {
+	several := f.all || f.node != ""
+	switch {
+	case f.all && f.node != "":
+		return errors.New("either --all or --node, not both")
+	case several && len(args) > 0:
+		return fmt.Errorf("either --all, --node or one volume, not both: %s", strings.Join(args, " "))
+	case !several && len(args) != 1:
+		return fmt.Errorf("name one volume, by its ID or the orchestrator's name, or --all or --node; got %d", len(args))
 	case f.pace < 0:
 		return fmt.Errorf("--pace %v: want 0 or more", f.pace)
 	}
@@ -95,12 +112,15 @@ func (f *upgradeFlags) check(_ *cobra.Command, args []string) error {
 
 // volumes are those to be upgraded.
 func (f *upgradeFlags) volumes(ctx context.Context, c *admin.Client, args []string) ([]string, error) {
-	if !f.all {
+	if len(args) > 0 {
 		return args, nil
 	}
 	all, err := c.Volumes(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if f.node != "" {
+		all = onNode(all, volume.NodeID(f.node))
 	}
 	var out []string
 	for _, v := range all.Volumes {
@@ -109,6 +129,21 @@ func (f *upgradeFlags) volumes(ctx context.Context, c *admin.Client, args []stri
 		}
 	}
 	return out, all.Err()
+}
+
+// onNode is the part of a listing that is of one machine.
+func onNode(all admin.Listing, node volume.NodeID) (out admin.Listing) {
+	for _, v := range all.Volumes {
+		if v.At == node || v.At == "" && v.Attachment != nil && v.Attachment.Node == node {
+			out.Volumes = append(out.Volumes, v)
+		}
+	}
+	for _, a := range all.Away {
+		if a.Node == node {
+			out.Away = append(out.Away, a)
+		}
+	}
+	return out
 }
 
 func (f *upgradeFlags) run(cmd *cobra.Command, o *options, todo []string) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -39,16 +40,44 @@ func newVolumes(o *options) *cobra.Command {
 	}
 }
 
+// column is one of the table of volumes.
+type column struct {
+	head string
+	of   func(admin.Volume) string
+}
+
+var volumeColumns = []column{
+	{"ID", nameOf},
+	{"NAME", func(v admin.Volume) string { return orDash(v.Name) }},
+	{"SIZE", func(v admin.Volume) string { return v.Size.String() }},
+	{"STATE", func(v admin.Volume) string { return string(v.State) }},
+	{"NODE", func(v admin.Volume) string { return nodeOf(v.Volume) }},
+	{"USE", func(v admin.Volume) string { return useOf(v.Volume) }},
+	{"IN SYNC", func(v admin.Volume) string { return inSync(v.Volume) }},
+	{"ENGINE", func(v admin.Volume) string { return engineOf(v.Volume) }},
+	{"RECEIPT", newestReceipt},
+}
+
 func printVolumes(w io.Writer, all []admin.Volume) error {
+	return printTable(w, all, volumeColumns)
+}
+
+func printTable(w io.Writer, all []admin.Volume, columns []column) error {
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, "no volumes")
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tNAME\tSIZE\tSTATE\tNODE\tUSE\tIN SYNC\tENGINE\tRECEIPT")
+	line := func(cell func(column) string) {
+		var cells []string
+		for _, c := range columns {
+			cells = append(cells, cell(c))
+		}
+		fmt.Fprintln(t, strings.Join(cells, "\t"))
+	}
+	line(func(c column) string { return c.head })
 	for _, v := range all {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			nameOf(v), orDash(v.Name), v.Size, v.State, nodeOf(v.Volume), useOf(v.Volume), inSync(v.Volume), engineOf(v.Volume), newestReceipt(v))
+		line(func(c column) string { return c.of(v) })
 	}
 	if err := t.Flush(); err != nil {
 		return err
