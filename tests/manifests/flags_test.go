@@ -1,6 +1,8 @@
 package manifests
 
 import (
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -95,6 +97,28 @@ func TestPatience(t *testing.T) {
 	for _, want := range []string{"--timeout=60s", "--retry-interval-max=15s", "--worker-threads=100"} {
 		if !slices.Contains(c.Texts("args"), want) {
 			t.Errorf("the attacher does not have %s: %v", want, c.Texts("args"))
+		}
+	}
+}
+
+// TestBelayKnowsItsFlags: every command line of Belay in the manifests, the optional parts too, is one that the program of this tree understands.
+func TestBelayKnowsItsFlags(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "belay")
+	if out, err := exec.Command("go", "build", "-o", program, "../../cmd/belay").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v: %s", err, out)
+	}
+	lines := [][]string{{"controller", "--manage-certificates=false", "--fence-expired-leases"}, {"node", "--store=/var/lib/belay/stores/a"}}
+	for _, w := range workloads(t) {
+		c := named(t, w.Pod().Objects("containers"), "belay")
+		lines = append(lines, c.Texts("args"))
+		if hook := c.Texts("lifecycle", "preStop", "exec", "command"); len(hook) > 0 {
+			lines = append(lines, hook[1:])
+		}
+	}
+	for _, line := range lines {
+		// Help comes after the flags were understood, and before anything is done.
+		if out, err := exec.Command(program, append(slices.Clone(line), "--help")...).CombinedOutput(); err != nil {
+			t.Errorf("belay %s: %v: %s", strings.Join(line, " "), err, out)
 		}
 	}
 }
