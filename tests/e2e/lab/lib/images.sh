@@ -5,8 +5,8 @@ TOOLS=(mount umount findmnt losetup blkid lsblk blockdev e2fsck mkfs.ext4 resize
   xfs_logprint xfs_io mkfs.btrfs btrfs)
 
 # The versions whose flags registrar and livenessprobe have.
-REGISTRAR_VERSION=${REGISTRAR_VERSION:-v2.18.0}
-LIVENESSPROBE_VERSION=${LIVENESSPROBE_VERSION:-v2.17.0}
+REGISTRAR_VERSION=${REGISTRAR_VERSION:-v2.17.0}
+LIVENESSPROBE_VERSION=${LIVENESSPROBE_VERSION:-v2.19.0}
 
 # images: all but Belay's own, imported by the nodes that are on.
 images() {
