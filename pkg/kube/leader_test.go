@@ -63,9 +63,10 @@ func TestOneLeads(t *testing.T) {
 		}
 		s.mu.Unlock()
 		time.Sleep(time.Hour)
-		if s.most != 1 {
+		if s.mu.Lock(); s.most != 1 {
 			t.Errorf("%d led at the same time", s.most)
 		}
+		s.mu.Unlock()
 	})
 }
 
@@ -127,6 +128,8 @@ func TestTwoThatTryAtTheSameTime(t *testing.T) {
 			s.enter(fmt.Sprint(i))
 		}
 		time.Sleep(time.Hour)
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		if s.most != 1 || len(s.leading) != 1 {
 			t.Errorf("%d led at the same time, %v now", s.most, s.leading)
 		}
