@@ -33,6 +33,7 @@ type Holder struct {
 	Name    string `json:"name"`          // mount point, file, device, or what the kernel calls it
 	PID     int    `json:"pid,omitempty"` // of the process, or of one that sees the mount
 	Command string `json:"command,omitempty"`
+	mount   uint64 // its ID, where it is one
 }
 
 func (h Holder) String() string {
@@ -119,6 +120,11 @@ func (p *probe) mounts() error {
 	if err := p.mountsOf(os.Getpid(), false); err != nil {
 		return err
 	}
+	return eachNamespace(func(pid int) error { return p.mountsOf(pid, true) })
+}
+
+// eachNamespace calls f with one process of every mount namespace, and with each whose namespace cannot be told.
+func eachNamespace(f func(pid int) error) error {
 	seen := map[string]bool{}
 	return eachProcess(func(pid int) error {
 		namespace, err := os.Readlink(filepath.Join(procPath(pid), "ns/mnt"))
@@ -126,7 +132,7 @@ func (p *probe) mounts() error {
 			return err
 		}
 		seen[namespace] = true
-		return p.mountsOf(pid, true)
+		return f(pid)
 	})
 }
 
@@ -144,7 +150,7 @@ func (p *probe) mountsOf(pid int, foreign bool) error {
 		if e.FSType == "btrfs" {
 			p.files = e.device
 		}
-		h := Holder{Kind: HeldByMount, Name: e.Path}
+		h := Holder{Kind: HeldByMount, Name: e.Path, mount: e.id}
 		if foreign {
 			h.PID, h.Command = pid, command(pid)
 		}

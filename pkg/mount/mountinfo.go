@@ -38,8 +38,19 @@ func parseMount(line string) (e Entry, ok bool) {
 	id, err := strconv.ParseUint(of[0], 10, 64)
 	a, errMajor := strconv.ParseUint(major, 10, 32)
 	b, errMinor := strconv.ParseUint(minor, 10, 32)
-	e.id, e.device = id, blockDevice{uint32(a), uint32(b)}
-	return e, err == nil && errMajor == nil && errMinor == nil && strings.HasPrefix(e.Path, "/")
+	parent, errParent := strconv.ParseUint(of[1], 10, 64)
+	e.id, e.parent, e.device = id, parent, blockDevice{uint32(a), uint32(b)}
+	e.peers, e.master = propagationOf(of[6:])
+	return e, err == nil && errParent == nil && errMajor == nil && errMinor == nil && strings.HasPrefix(e.Path, "/")
+}
+
+// groupNumber is the group of that number; 0 where it is none, which propagates nothing.
+func groupNumber(s string) group {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return group(n)
 }
 
 // splitOptions splits at commas that are not within double quotes.

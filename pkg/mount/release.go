@@ -108,8 +108,8 @@ func (x exit) refuseForeign(on Entry) error {
 	return fmt.Errorf("%w: %s (%s) is mounted on %s and is not %s", detach.ErrHeld, on.Source, on.FSType, on.Path, x.device)
 }
 
-// refuseUsers is ErrHeld where the device is mounted anywhere but on the staging path, in whatever mount namespace.
-// Processes are not looked for yet: an unmount that they are in the way of touches nothing.
+// refuseUsers is ErrHeld where the device is mounted anywhere but on the staging path, in whatever mount namespace; what the kernel takes away
+// together with that mount does not count. Processes are not looked for yet: an unmount that they are in the way of touches nothing.
 func (x exit) refuseUsers() error {
 	if x.device == "" {
 		return nil
@@ -122,7 +122,11 @@ func (x exit) refuseUsers() error {
 	if err != nil {
 		return x.gone(err)
 	}
-	return x.held(slices.DeleteFunc(mounts, func(h Holder) bool { return h.PID == 0 && h.Name == staging }))
+	copies, err := x.copies(staging)
+	if err != nil {
+		return err
+	}
+	return x.held(slices.DeleteFunc(mounts, func(h Holder) bool { return h.PID == 0 && h.Name == staging || h.PID != 0 && copies[h.mount] }))
 }
 
 func (x exit) held(by []Holder) error {

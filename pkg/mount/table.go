@@ -19,7 +19,9 @@ type Entry struct {
 	Root         string   `json:"root"`    // the directory or file of the filesystem that is shown
 	Options      []string `json:"options"` // of this mount
 	SuperOptions []string `json:"superOptions"`
-	id           uint64
+	id, parent   uint64
+	peers        group // the mounts that share what is mounted on it, 0: none
+	master       group // those whose mounts it receives
 	device       blockDevice
 }
 
