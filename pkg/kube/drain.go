@@ -18,7 +18,6 @@ import (
 const (
 	drainLook  = 30 * time.Second       // how often every node is asked
 	drainPause = 200 * time.Millisecond // changes that come together are looked at together
-	drainWait  = 5 * time.Second        // how long a node may take to answer
 )
 
 // Reasons of ConditionDetached.
@@ -120,7 +119,7 @@ func (d *Drain) write(ctx context.Context, n *corev1.Node, condition any) error 
 
 // state is what the node itself says, and the cluster: an attachment that is on its way is one.
 func (d *Drain) state(ctx context.Context, node volume.NodeID) corev1.NodeCondition {
-	ctx, cancel := context.WithTimeout(ctx, drainWait)
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
 	all, err := d.peers(node).Volumes(ctx)
 	if err != nil || all.Err() != nil {

@@ -3,8 +3,10 @@ package kube
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/belay-storage/belay/pkg/volume"
@@ -15,11 +17,22 @@ type Lost struct {
 	cluster  *Cluster
 	reporter *Reporter
 	leases   *Leases // nil: a Lease never makes a node lost
+
+	mu   sync.Mutex
+	seen map[volume.NodeID]bool // nodes that the cluster has had
 }
 
 // NewLost returns it. leases is the opt-in policy, nil for none: then only the out-of-service taint and a deleted Node count.
 func NewLost(k *Cluster, r *Reporter, leases *Leases) *Lost {
-	return &Lost{cluster: k, reporter: r, leases: leases}
+	l := &Lost{cluster: k, reporter: r, leases: leases, seen: map[volume.NodeID]bool{}}
+	subscribe(context.Background(), k.nodes, func(o any) {
+		if n, ok := o.(*corev1.Node); ok {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.seen[volume.NodeID(n.Name)] = true
+		}
+	})
+	return l
 }
 
 // Lost implements detach.GateConfig.Lost: it says whether the node is lost, and why. It asks the API server, and where that does not answer or
@@ -59,13 +72,22 @@ func (l *Lost) reason(ctx context.Context, node volume.NodeID) (string, error) {
 	return l.leases.expired(ctx, node)
 }
 
-// deleted needs both: the server's word now, and the cache's, which is of the same server in a moment before. A cache that still has
-// the Node follows soon.
+// deleted needs more than the server's word now: the cache's, which is of the same server in a moment before and follows soon where it still has
+// the Node; and a sign that there was one, from an attachment to it or from before. A node that Belay and Kubernetes call by different names is not lost.
 func (l *Lost) deleted(node volume.NodeID) (string, error) {
 	if _, there := one[*corev1.Node](l.cluster.nodes, string(node)); there {
 		return "", fmt.Errorf("node %s: the API server has no such Node any more, and the cache still has it", node)
 	}
+	if !l.known(node) {
+		return "", fmt.Errorf("node %s: the cluster has no such Node, and nothing says that it ever had", node)
+	}
 	return "the cluster has no such Node any more", nil
+}
+
+func (l *Lost) known(node volume.NodeID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seen[node] || len(some[*storagev1.VolumeAttachment](l.cluster.attachments, byNode, string(node))) > 0
 }
 
 func ready(n *corev1.Node) bool {

@@ -64,7 +64,7 @@ func withHolder(l *coordinationv1.Lease, holder string) *coordinationv1.Lease {
 
 // lostIn asks in a world with the node, after a time in which a policy would have seen enough.
 func lostIn(t *testing.T, n *corev1.Node, l *coordinationv1.Lease, policy bool, want string) {
-	objects := []kubetest.Object{csiNode("n1", driver), node("n2")}
+	objects := []kubetest.Object{csiNode("n1", driver), node("n2"), persistent("pv-1", "pvc-1@n1"), attachment("csi-1", "pv-1", "n1", nil)}
 	if n != nil {
 		objects = append(objects, n)
 	}
@@ -212,6 +212,25 @@ func TestANodeThatHasJustComeBackIsNotLost(t *testing.T) {
 		})
 		if reason, lost := ask.Lost(w.ctx, "n1"); lost {
 			t.Errorf("lost: %s", reason)
+		}
+	})
+}
+
+// TestANodeThatNeverWasIsNotLost: Belay may call a node otherwise than Kubernetes does. One that was is, also without an attachment.
+func TestANodeThatNeverWasIsNotLost(t *testing.T) {
+	inCluster(t, []kubetest.Object{node("n1")}, func(w *world) {
+		ask := w.lost(false)
+		settle()
+		w.server.Remove(node("n1"))
+		settle()
+		if reason, lost := ask.Lost(w.ctx, "n1.example.com"); lost {
+			t.Errorf("lost: %s", reason)
+		}
+		if _, lost := ask.Lost(w.ctx, "n1"); !lost {
+			t.Error("a deleted Node is not lost")
+		}
+		if reason, lost := w.lost(false).Lost(w.ctx, "n1"); lost {
+			t.Errorf("who has never seen it says that it is lost: %s", reason)
 		}
 	})
 }

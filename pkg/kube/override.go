@@ -84,7 +84,7 @@ func (o *Overrides) Run(ctx context.Context) {
 			q.Add(a.Name)
 		}
 	})
-	q.run(ctx, 1)
+	q.run(ctx, 4) // a node that hangs must not keep the others waiting
 }
 
 // outcome is what became of an override.
@@ -195,6 +195,8 @@ func matches(over detach.Override, handle string, attached volume.NodeID) (volum
 // fence asks the node. Where it says that there is nothing to override, the override may have been carried out already, by us before we
 // died or by a gate that read it: then its receipt is there.
 func (o *Overrides) fence(ctx context.Context, node volume.NodeID, over detach.Override) (outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, fenceWait)
+	defer cancel()
 	peer := o.peers(node)
 	r, err := peer.Fence(ctx, string(over.Volume), over)
 	switch {

@@ -2,11 +2,18 @@ package kube
 
 import (
 	"context"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/receipt"
 	"github.com/belay-storage/belay/pkg/volume"
+)
+
+// How long a node may take: to answer a question, and to fence, which goes on without the caller and is asked for again.
+const (
+	answerWait = 10 * time.Second
+	fenceWait  = time.Minute
 )
 
 // Peer is what is asked of a node; *admin.Client is one.

@@ -41,7 +41,7 @@ type Reporter struct {
 }
 
 // NewReporter returns a reporter of the component. told is called with the reason of each thing that is told; it may be nil. Run starts it; what
-// is told before waits.
+// is told before is told to nobody.
 func NewReporter(k *Cluster, component string, told func(reason string)) *Reporter {
 	b := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{
 		BurstSize: eventBurst, QPS: float32(1 / eventEvery.Seconds()), SpamKeyFunc: series,

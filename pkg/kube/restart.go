@@ -45,7 +45,7 @@ func NewRestarts(k *Cluster, r *Reporter, p Peers, asked func()) *Restarts {
 }
 
 // Run works until ctx ends.
-func (s *Restarts) Run(ctx context.Context) { s.queue.run(ctx, 1) }
+func (s *Restarts) Run(ctx context.Context) { s.queue.run(ctx, 4) }
 
 // Lost notes that a device was lost.
 func (s *Restarts) Lost(n admin.Notice) {
@@ -102,7 +102,7 @@ func (s *Restarts) consider(ctx context.Context, n admin.Notice) error {
 // find sees whether the device is still lost, by the node's own word now, and where in the cluster it is used. All is read live.
 func (s *Restarts) find(ctx context.Context, n admin.Notice) (loss, bool, error) {
 	l := loss{notice: n, about: s.cluster.aboutVolume(n.Volume, n.Node)}
-	w, err := s.peers(n.Node).Why(ctx, string(n.Volume))
+	w, err := s.why(ctx, n)
 	switch {
 	case errors.Is(err, engine.ErrNotFound):
 		return l, false, nil
@@ -124,6 +124,12 @@ func (s *Restarts) find(ctx context.Context, n admin.Notice) (loss, bool, error)
 		return l, err == nil && l.attachment.DeletionTimestamp == nil && l.volume.Spec.ClaimRef != nil, unlessGone(err)
 	}
 	return l, false, nil
+}
+
+func (s *Restarts) why(ctx context.Context, n admin.Notice) (admin.Why, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerWait)
+	defer cancel()
+	return s.peers(n.Node).Why(ctx, string(n.Volume))
 }
 
 func unlessGone(err error) error {
