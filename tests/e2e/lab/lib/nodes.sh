@@ -130,14 +130,24 @@ network_cut() { in_netns cp ip link set "vn$1" down; }
 network_heal() { in_netns cp ip link set "vn$1" up; }
 
 # devices_remove_dead: loop devices are this kernel's and outlive the machine that made them: Belay's own (their file is the root of a
-# mount without a place) and those that a kubelet laid over them for raw block volumes.
+# mount without a place) and those that a kubelet laid over them for raw block volumes, which answer from memory for a while.
 devices_remove_dead() {
-  local device
-  for device in $(losetup -nlO NAME,BACK-FILE | awk '$2 ~ /^(\/dev)?\/loop[0-9]+$/ { print $1 }') \
-    $(losetup -nlO NAME,BACK-FILE | awk '$2 == "/" { print $1 }'); do
-    ! device_dead "$device" || losetup -d "$device"
+  local device above
+  for device in $(losetup -nlO NAME,BACK-FILE | awk '$2 == "/" { print $1 }'); do
+    device_dead "$device" || continue
+    for above in $(devices_above "$device"); do device_remove "$above"; done
+    device_remove "$device"
   done
 }
+
+# devices_above DEVICE: the loop devices whose file is its node.
+devices_above() {
+  losetup -nlO NAME,BACK-INO,BACK-MAJ:MIN |
+    awk -v inode="$(stat -c %i "$1")" -v dev="$(mountpoint -d /dev)" '$2 == inode && $3 == dev { print $1 }'
+}
+
+# device_remove DEVICE: it may go by itself with what was above it.
+device_remove() { losetup -d "$1" 2>/dev/null || ! losetup "$1" >/dev/null 2>&1; }
 
 # device_dead DEVICE: whoever served it is gone for good, so that reading fails at once. One whose server is only away lets the reader
 # wait; that reader is left alone and ends with its answer.

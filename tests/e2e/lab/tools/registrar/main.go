@@ -23,6 +23,9 @@ import (
 	pluginregistration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
+// askEvery is the time between two questions to a driver that does not answer.
+const askEvery = time.Second
+
 type config struct {
 	driverSocket  string        // of the driver, as seen here
 	kubeletSocket string        // of the driver, as seen by the kubelet
@@ -97,7 +100,7 @@ func driverName(ctx context.Context, c config) (string, error) {
 		slog.Warn("the driver does not answer yet", "socket", c.driverSocket, "error", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(c.timeout):
+		case <-time.After(askEvery):
 		}
 	}
 	return "", ctx.Err()
