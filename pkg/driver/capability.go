@@ -63,14 +63,24 @@ func checkMount(c capability) error {
 		return invalid("filesystem %q: not supported; known are %s", c.fsType, strings.Join(mount.Filesystems, ", "))
 	}
 	for _, f := range c.flags {
-		if f == "" || strings.ContainsAny(f, ", \t\n\x00") {
-			return invalid("mount flag %q: empty, or holds a comma or blank", f)
+		if !oneFlag(f) {
+			return invalid("mount flag %q: empty, or holds a blank, a quote that is not around its whole value, or a comma outside of quotes", f)
 		}
 		if name, _, _ := strings.Cut(f, "="); slices.Contains(forbiddenFlags, name) {
 			return invalid("mount flag %q: not allowed; the driver decides it", f)
 		}
 	}
 	return nil
+}
+
+// oneFlag reports whether mount(8) takes f for one option wherever it stands among others. A value may be in double quotes, and have commas
+// then: kubelet passes context="system_u:object_r:container_file_t:s0:c15,c25" where SELinux is on.
+func oneFlag(f string) bool {
+	name, value, _ := strings.Cut(f, "=")
+	if inner, quoted := strings.CutPrefix(value, `"`); quoted && strings.HasSuffix(inner, `"`) {
+		value = strings.ReplaceAll(strings.TrimSuffix(inner, `"`), ",", "")
+	}
+	return f != "" && !strings.ContainsAny(name+value, ", \t\n\x00\"\\")
 }
 
 // forbiddenFlags would mount something else, somewhere else, or skip the journal that a detach relies on.

@@ -103,6 +103,12 @@ func TestCreateBadInput(t *testing.T) {
 		"mount flag": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0] = asMount("ext4", writer, "bind") }, codes.InvalidArgument, []string{"bind"}},
 		"hidden flag": {func(r *csi.CreateVolumeRequest) { r.VolumeCapabilities[0] = asMount("ext4", writer, "ro,noload") }, codes.InvalidArgument,
 			[]string{"noload"}},
+		"half a quote": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities[0] = asMount("ext4", writer, `context="a,noload`)
+		}, codes.InvalidArgument, []string{"noload", "quote"}},
+		"hidden by a quote": {func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities[0] = asMount("ext4", writer, `context="a",noload,x="b"`)
+		}, codes.InvalidArgument, []string{"noload", "quote"}},
 		"unknown parameter": {func(r *csi.CreateVolumeRequest) { r.Parameters = map[string]string{"colour": "red"} }, codes.InvalidArgument, []string{"data", "colour"}},
 		"bad parameter":     {func(r *csi.CreateVolumeRequest) { r.Parameters = map[string]string{"replicas": "many"} }, codes.InvalidArgument, []string{"replicas"}},
 		"content source": {func(r *csi.CreateVolumeRequest) {

@@ -40,6 +40,20 @@ func capabilityOf(kind uint8, mode int32, fsType, flag, group string) *csi.Volum
 	return c
 }
 
+// optionsOf takes a list of options apart as mount(8) does: a quote that no backslash precedes begins or ends a part where commas mean nothing.
+func optionsOf(list string) (options []string) {
+	quoted, from := false, 0
+	for i := range len(list) {
+		switch {
+		case list[i] == '"' && (i == 0 || list[i-1] != '\\'):
+			quoted = !quoted
+		case list[i] == ',' && !quoted:
+			options, from = append(options, list[from:i]), i+1
+		}
+	}
+	return append(options, list[from:])
+}
+
 // FuzzCapability: a capability is refused as an invalid argument, or is one that a volume of ours can have, with nothing in its flags that
 // mount(8) would take for another flag.
 func FuzzCapability(f *testing.F) {
@@ -47,6 +61,9 @@ func FuzzCapability(f *testing.F) {
 	f.Add(uint8(1), int32(7), "xfs", "ro", "")
 	f.Add(uint8(1), int32(1), "ext3", "bind", "")
 	f.Add(uint8(1), int32(1), "", "noatime,loop", "")
+	f.Add(uint8(1), int32(1), "", `context="system_u:object_r:container_file_t:s0:c15,c25"|ro`, "")
+	f.Add(uint8(1), int32(1), "", `x="a|noload,y="`, "")
+	f.Add(uint8(1), int32(1), "", `x=\"a,noload,b\"`, "")
 	f.Add(uint8(2), int32(5), "", "", "")
 	f.Add(uint8(1), int32(1), "", "||", "1000")
 	f.Fuzz(func(t *testing.T, kind uint8, mode int32, fsType, flag, group string) {
@@ -62,11 +79,14 @@ func FuzzCapability(f *testing.F) {
 		if c.fsType != "" && !slices.Contains(mount.Filesystems, c.fsType) || group != "" && c.access == detach.Mount {
 			t.Errorf("%v became %+v", in, c)
 		}
-		for _, option := range strings.Split(strings.Join(c.flags, ","), ",") {
+		for _, option := range optionsOf(strings.Join(c.flags, ",")) {
 			name, _, _ := strings.Cut(option, "=")
 			if len(c.flags) > 0 && (option == "" || slices.Contains(forbiddenFlags, name)) {
 				t.Errorf("%v lets %q reach mount", in, option)
 			}
+		}
+		if n := len(optionsOf(strings.Join(c.flags, ","))); len(c.flags) > 0 && n != len(c.flags) {
+			t.Errorf("%v: mount sees %d options in %d flags", in, n, len(c.flags))
 		}
 		if again, err := parseCapabilities([]*csi.VolumeCapability{in, in}); err != nil || len(again) != 2 || again[1].String() != c.String() {
 			t.Errorf("%v twice: %+v, %v", in, again, err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -318,6 +319,20 @@ func TestTargetPathThatCannotBe(t *testing.T) {
 	wants(t, err, codes.FailedPrecondition, s.id, s.staging)
 	must(t, s.show())
 	s.leave()
+}
+
+// TestSELinuxFlag: with seLinuxMount in the CSIDriver, kubelet mounts a volume with the label of its pod.
+func TestSELinuxFlag(t *testing.T) {
+	for _, flags := range [][]string{
+		{`context="system_u:object_r:container_file_t:s0:c15,c25"`},
+		{"noatime", `context="system_u:object_r:container_file_t:s0:c0,c1"`, "commit=5"},
+		{`context=""`, "discard"},
+	} {
+		c, err := parseCapability(asMount("xfs", writer, flags...))
+		if err != nil || !slices.Equal(c.flags, flags) {
+			t.Errorf("%q: %q, %v", flags, c.flags, err)
+		}
+	}
 }
 
 func TestStageInAnotherWay(t *testing.T) {
