@@ -48,6 +48,20 @@ func TestStorageClasses(t *testing.T) {
 	}
 }
 
+// TestDefaultClassNamesNoFilesystem: with csi.storage.k8s.io/fstype beside fsType the provisioner refuses the class.
+func TestDefaultClassNamesNoFilesystem(t *testing.T) {
+	c := one(t, "StorageClass", "belay")
+	parameters, _ := c.At("parameters").(Object)
+	for key := range parameters {
+		if strings.EqualFold(key, "fsType") || strings.EqualFold(key, "csi.storage.k8s.io/fstype") {
+			t.Errorf("parameter %s", key)
+		}
+	}
+	if c.Text("parameters", "replicas") != "3" {
+		t.Errorf("parameters %v", parameters)
+	}
+}
+
 // TestNodeService: the controller finds machines by the endpoints of this Service.
 func TestNodeService(t *testing.T) {
 	s := one(t, "Service", "belay-node")
