@@ -144,7 +144,13 @@ func holder() string {
 	return fmt.Sprintf("%s_%d", name, os.Getpid())
 }
 
-func (k *controller) peer(node volume.NodeID) kube.Peer { return k.client(node) }
+// peer is none for the empty name: every engine so far is bound to a machine, so this process has no gate of its own.
+func (k *controller) peer(node volume.NodeID) kube.Peer {
+	if node == "" {
+		return nil
+	}
+	return k.client(node)
+}
 
 // client asks the machine's server, wherever its pod is at the time of the call.
 func (k *controller) client(node volume.NodeID) *admin.Client {

@@ -23,6 +23,8 @@ type GateConfig struct {
 	// Lost says that a node is lost, and why that is believed; only a node that does not answer is asked about.
 	// Optional: nil on a single machine.
 	Lost func(ctx context.Context, node volume.NodeID) (reason string, lost bool)
+	// Presumed is Lost where nobody has decided it, and a policy believes it: then a writer that the engine finds alive is left alone. Optional.
+	Presumed func(ctx context.Context, node volume.NodeID) (reason string, lost bool)
 	// Overrides returns an operator's override for the attachment, if there is one. Optional.
 	Overrides func(ctx context.Context, a volume.Attachment) (Override, bool)
 
@@ -45,6 +47,9 @@ func (c GateConfig) validate() error {
 func (c GateConfig) withDefaults() GateConfig {
 	if c.Lost == nil {
 		c.Lost = func(context.Context, volume.NodeID) (string, bool) { return "", false }
+	}
+	if c.Presumed == nil {
+		c.Presumed = func(context.Context, volume.NodeID) (string, bool) { return "", false }
 	}
 	if c.Overrides == nil {
 		c.Overrides = func(context.Context, volume.Attachment) (Override, bool) { return Override{}, false }
@@ -183,6 +188,8 @@ func (g *Gate) askNode(ctx context.Context, s *survey) {
 	f.Reach, f.Quiet = Silent, err.Error()
 	if reason, isLost := g.c.Lost(ctx, f.Open.Node); isLost {
 		f.Lost = fmt.Sprintf("node %s is lost: %s", f.Open.Node, cmp.Or(reason, "no reason given"))
+	} else if reason, isLost := g.c.Presumed(ctx, f.Open.Node); isLost {
+		f.Presumed = fmt.Sprintf("node %s is believed to be lost: %s", f.Open.Node, cmp.Or(reason, "no reason given"))
 	}
 }
 

@@ -39,6 +39,20 @@ func rowNodeSilent(w *world) {
 	w.must(w.mem.Write(vol, d.Writer, 0, content(2))) // nobody was fenced
 }
 
+// rowNodePresumed: a policy's belief fences who is gone, and nobody that the engine finds alive.
+func rowNodePresumed(w *world) {
+	_, d := w.use()
+	w.silent, w.presumed = errors.New("connection refused"), "its Lease has expired"
+	w.refused(w.unpublish(), ErrHeld, "its writer lives after all", "out-of-service")
+	w.must(w.mem.Write(vol, d.Writer, 4096, content(2)))
+	w.mem.Kill(vol)
+	w.must(w.unpublish())
+	if r := w.detached(receipt.Fenced); !strings.Contains(r.Reason, "its Lease has expired") {
+		w.t.Errorf("receipt %+v", r)
+	}
+	w.reads(1, 2)
+}
+
 func rowNodeLostAnswers(w *world) {
 	w.create()
 	w.stage(w.publish())

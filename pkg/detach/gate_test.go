@@ -38,6 +38,7 @@ func TestRows(t *testing.T) {
 		{"damaged journal entry", rowDamagedJournal},
 		{"barrier running", rowBarrierRunning},
 		{"node lost, with a reason", rowNodeLost},
+		{"node lost by a policy", rowNodePresumed},
 		{"node silent, without a reason", rowNodeSilent},
 		{"node declared lost, and answers", rowNodeLostAnswers},
 		{"fewer than a majority", rowUnavailable},

@@ -69,9 +69,11 @@ type Facts struct {
 	Override     bool // an operator's override names Open
 
 	Reach Reach
-	Quiet string     // why the node is Silent
-	Lost  string     // why a Silent node is believed to be lost; empty: nothing says so
-	Node  NodeStatus // what it said where it Answers
+	Quiet string // why the node is Silent
+	Lost  string // why a Silent node is lost, by somebody's decision; empty: nothing says so
+	// Presumed is why a Silent node is believed to be lost, by a policy; its writer may live.
+	Presumed string
+	Node     NodeStatus // what it said where it Answers
 }
 
 // Decision is what to do, why, and what a person can do next.
@@ -100,7 +102,9 @@ var rules = []rule{
 	{"quarantined", func(f Facts) bool { return f.Quarantined != "" }, quarantined},
 	{"receipt not to be trusted", func(f Facts) bool { return f.ReceiptFault != "" }, badReceipt},
 	{"node not asked", func(f Facts) bool { return f.Reach == Unasked }, func(Facts) Decision { return Decision{Action: Ask} }},
-	{"node silent", func(f Facts) bool { return f.Reach == Silent && f.Lost == "" && !mutant.FenceOfTheSilent }, silent},
+	{"node silent", func(f Facts) bool {
+		return f.Reach == Silent && f.Lost == "" && f.Presumed == "" && !mutant.FenceOfTheSilent
+	}, silent},
 	{"node lost", func(f Facts) bool { return f.Reach == Silent }, lost},
 	{"barrier running", func(f Facts) bool { return f.Node.Job.Running }, finish("the barrier runs")},
 	{"no trace on the node", untraced, fenceUntraced},

@@ -56,6 +56,8 @@ func TestDecide(t *testing.T) {
 		{"unasked", func(f *Facts) { f.Reach, f.Node = Unasked, NodeStatus{} }, Ask, ""},
 		{"silent", func(f *Facts) { f.Reach, f.Quiet, f.Node = Silent, "refused", NodeStatus{} }, Wait, "refused"},
 		{"lost", func(f *Facts) { f.Reach, f.Lost, f.Node = Silent, "taint", NodeStatus{} }, Fence, "taint"},
+		{"lost by a policy", func(f *Facts) { f.Reach, f.Presumed, f.Node = Silent, "lease", NodeStatus{} }, Fence, "lease"},
+		{"lost by a policy and answers", func(f *Facts) { f.Presumed = "lease" }, Held, podA},
 		{"lost and answers", func(f *Facts) { f.Lost = "taint" }, Held, podA},
 		{"barrier running", func(f *Facts) { f.Node.Job.Running = true }, Finish, ""},
 		{"unstaging", func(f *Facts) { f.Node.Entry.Phase = Unstaging }, Finish, ""},
@@ -153,7 +155,7 @@ func randomFacts(r *rand.Rand) Facts {
 	}
 	yes := func() bool { return r.IntN(2) == 0 }
 	f := Facts{Volume: vol, Found: r.IntN(8) > 0, Unavailable: text(8), Quarantined: text(8), Staged: r.IntN(8) > 0,
-		Receipt: r.IntN(6) == 0, ReceiptFault: text(8), Override: r.IntN(8) == 0, Lost: text(2), Quiet: "quiet"}
+		Receipt: r.IntN(6) == 0, ReceiptFault: text(8), Override: r.IntN(8) == 0, Lost: text(2), Presumed: text(2), Quiet: "quiet"}
 	f.Reach = []Reach{Unasked, Answers, Answers, Answers, Silent}[r.IntN(5)]
 	f.Asked = []volume.NodeID{"", nodeA, nodeB}[r.IntN(3)]
 	if r.IntN(8) > 0 {

@@ -77,7 +77,7 @@ func (n notary) covered(ctx context.Context, v engine.Volume) (bool, string, err
 func (n notary) fence(ctx context.Context, a volume.Attachment, kill bool, reason string) error {
 	proof, err := n.control.Fence(ctx, a, engine.FenceOptions{Kill: kill, Reason: reason})
 	if errors.Is(err, engine.ErrAttached) {
-		return fmt.Errorf("%w: %v: its writer lives after all: %w", ErrHeld, a, err)
+		return fmt.Errorf("%w: %v: its writer lives after all: %w; next: end it, or declare node %s lost (out-of-service taint)", ErrHeld, a, err, a.Node)
 	}
 	if err != nil {
 		return fmt.Errorf("fence %v: %w", a, err)

@@ -1,6 +1,7 @@
 package detach
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -36,7 +37,7 @@ func force(f Facts) Decision {
 }
 
 func lost(f Facts) Decision {
-	return Decision{Action: Fence, Kill: true, Because: f.Lost, Next: "wait"}
+	return Decision{Action: Fence, Kill: f.Lost != "" || f.Presumed == "", Because: cmp.Or(f.Lost, f.Presumed), Next: "wait"}
 }
 
 func fenceUntraced(f Facts) Decision {

@@ -47,6 +47,7 @@ type world struct {
 
 	silent    error // why the node does not answer the gate
 	lost      string
+	presumed  string
 	overrides map[volume.Attachment]Override
 }
 
@@ -90,8 +91,9 @@ func (w *world) tryStart(control engine.Control, node engine.Node, r Releaser, d
 	}
 	w.gate, err = NewGate(GateConfig{
 		Control: control, Book: w.book, Events: w.said.callbacks(),
-		Agents: func(volume.NodeID) (AgentClient, error) { return w.agent, w.silent },
-		Lost:   func(context.Context, volume.NodeID) (string, bool) { return w.lost, w.lost != "" },
+		Agents:   func(volume.NodeID) (AgentClient, error) { return w.agent, w.silent },
+		Lost:     func(context.Context, volume.NodeID) (string, bool) { return w.lost, w.lost != "" },
+		Presumed: func(context.Context, volume.NodeID) (string, bool) { return w.presumed, w.presumed != "" },
 		Overrides: func(_ context.Context, a volume.Attachment) (Override, bool) {
 			o, found := w.overrides[a]
 			return o, found

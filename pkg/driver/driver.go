@@ -45,9 +45,11 @@ type Agent interface {
 // Config is what a Driver needs. Required unless said otherwise.
 type Config struct {
 	Version string
-	NodeID  volume.NodeID // this machine
 	Control engine.Control
-	Gate    Gate // required for the controller service
+	Gate    Gate
+
+	// The node's half: all of it, or none. A driver without has no node service, and must be told of Nodes.
+	NodeID  volume.NodeID // this machine
 	Engine  engine.Node
 	Agent   Agent
 	Mounter *mount.Mounter
@@ -60,6 +62,9 @@ type Config struct {
 	Local bool
 	// Nodes lists the machines that volumes may be published to. Optional: this one only.
 	Nodes func(ctx context.Context) ([]volume.NodeID, error)
+	// Forgotten says that the orchestrator has no record of the attachment any more, so that nobody will ask to end it. Then, and only then,
+	// ControllerPublishVolume to another node has the gate end it first. Optional: never.
+	Forgotten func(ctx context.Context, a volume.Attachment) (bool, error)
 	// Ready says why the plugin cannot work yet. Optional: always ready.
 	Ready func(ctx context.Context) error
 	// Observe is told of every finished call: full method name, name of the gRPC code, duration. Optional. Called
@@ -68,15 +73,24 @@ type Config struct {
 	Events  Events // optional
 }
 
+// controllerOnly says that the node's half is left out.
+func (c Config) controllerOnly() bool {
+	return c.NodeID == "" && c.Engine == nil && c.Agent == nil && c.Mounter == nil
+}
+
 func (c Config) validate() error {
-	if _, err := volume.ParseNodeID(string(c.NodeID)); err != nil {
-		return err
+	missing := map[string]bool{"Version": c.Version == "", "Control": c.Control == nil, "Gate": c.Gate == nil, "Log": c.Log == nil}
+	if c.controllerOnly() {
+		missing["Nodes"] = c.Nodes == nil
+		missing["NodeID"] = c.Local
+	} else {
+		if _, err := volume.ParseNodeID(string(c.NodeID)); err != nil {
+			return err
+		}
+		missing["Engine"], missing["Agent"], missing["Mounter"] = c.Engine == nil, c.Agent == nil, c.Mounter == nil
 	}
-	for name, missing := range map[string]bool{
-		"Version": c.Version == "", "Control": c.Control == nil, "Gate": c.Gate == nil, "Engine": c.Engine == nil,
-		"Agent": c.Agent == nil, "Mounter": c.Mounter == nil, "Log": c.Log == nil,
-	} {
-		if missing {
+	for name, isMissing := range missing {
+		if isMissing {
 			return fmt.Errorf("driver: Config.%s is missing", name)
 		}
 	}
@@ -94,6 +108,9 @@ func (c Config) withDefaults() Config {
 	if c.Nodes == nil {
 		self := []volume.NodeID{c.NodeID}
 		c.Nodes = func(context.Context) ([]volume.NodeID, error) { return self, nil }
+	}
+	if c.Forgotten == nil {
+		c.Forgotten = func(context.Context, volume.Attachment) (bool, error) { return false, nil }
 	}
 	if c.Ready == nil {
 		c.Ready = func(context.Context) error { return nil }
@@ -138,9 +155,17 @@ func (d *Driver) knows(ctx context.Context, node volume.NodeID) (bool, error) {
 func (d *Driver) parse(handle string) (volume.ID, error) {
 	id, node, err := volume.ParseHandle(handle)
 	if err == nil && node != "" && node != d.NodeID {
-		err = answer(codes.NotFound, "volume %s: it lives on node %s, and this is node %s", id, node, d.NodeID)
+		err = answer(codes.NotFound, "volume %s: it lives on node %s, and this is %s", id, node, d.place())
 	}
 	return id, err
+}
+
+// place says, for a message, whose volumes these are.
+func (d *Driver) place() string {
+	if d.controllerOnly() {
+		return "where volumes live on no one node"
+	}
+	return "node " + string(d.NodeID)
 }
 
 // handle is what the orchestrator calls the volume.

@@ -96,6 +96,9 @@ func (l *lines) close() error {
 
 // ask has the machine's driver answer. An awayError where it did not.
 func ask[Q, A any](ctx context.Context, r *Router, node volume.NodeID, q Q, f call[Q, A]) (none A, _ error) {
+	if node == beyond {
+		return f(csi.NewControllerClient(inProcess{r.Beyond}), ctx, q)
+	}
 	conn, err := r.lines.to(ctx, node)
 	if err != nil {
 		return none, err

@@ -88,6 +88,9 @@ func (p pager[T]) begin(ctx context.Context, token string) ([]volume.NodeID, str
 		return nil, "", answer(codes.Unavailable, "the nodes cannot be listed: %v", err)
 	}
 	nodes = slices.Sorted(slices.Values(nodes))
+	if p.r.Beyond != nil {
+		nodes = slices.Insert(nodes, 0, beyond)
+	}
 	if token == "" {
 		return nodes, "", nil
 	}

@@ -51,6 +51,14 @@ func (d *Driver) publish(ctx context.Context, id volume.ID, node volume.NodeID, 
 		return volume.Attachment{}, err
 	}
 	at, err := d.Control.Publish(ctx, id, node, o)
+	if errors.Is(err, engine.ErrAttached) && v.Attachment != nil && v.Attachment.Node != node {
+		if ended, endErr := d.endForgotten(ctx, *v.Attachment); ended || endErr != nil {
+			v.Attachment, err = nil, endErr
+		}
+		if err == nil {
+			at, err = d.Control.Publish(ctx, id, node, o)
+		}
+	}
 	if errors.Is(err, engine.ErrAttached) {
 		return at, fmt.Errorf("publish volume %s to node %s: %w%s", id, node, err, d.where(ctx, id))
 	}
@@ -61,6 +69,20 @@ func (d *Driver) publish(ctx context.Context, id volume.ID, node volume.NodeID, 
 		d.Events.Published(at)
 	}
 	return at, nil
+}
+
+// endForgotten has the gate end an attachment that the orchestrator has forgotten: somebody took the finalizer that makes it ask. The gate decides as if it
+// were asked; what it refuses stays attached.
+func (d *Driver) endForgotten(ctx context.Context, a volume.Attachment) (ended bool, err error) {
+	forgotten, err := d.Forgotten(ctx, a)
+	if err != nil || !forgotten {
+		return false, err
+	}
+	d.Log.Warn("the orchestrator has forgotten an attachment; the gate is asked to end it", "volume", a.Volume, "node", a.Node, "epoch", a.Epoch)
+	if err := d.Gate.Unpublish(ctx, a.Volume, a.Node); err != nil {
+		return false, fmt.Errorf("it is attached to node %s still, and the orchestrator has no record of that: %w", a.Node, err)
+	}
+	return true, nil
 }
 
 // admits answers NOT_FOUND for a node that is none of ours, and says why a node of ours cannot take the volume.

@@ -26,9 +26,12 @@ type Machines interface {
 
 // RouterConfig is what a Router needs. Required unless said otherwise.
 type RouterConfig struct {
-	Version     string
-	Name        string // optional: Name
-	Machines    Machines
+	Version  string
+	Name     string // optional: Name
+	Machines Machines
+	// Beyond answers for volumes whose handle names no machine: those of an engine that is bound to none. Such a volume is made by asking it, not
+	// the router. Optional: then there are no such volumes.
+	Beyond      csi.ControllerServer
 	Credentials credentials.TransportCredentials
 	Log         *slog.Logger
 	Observe     func(method, code string, took time.Duration) // optional: see Config
@@ -43,8 +46,8 @@ type RouterEvents struct {
 	Finished func(handle string, node volume.NodeID)
 }
 
-// Router is the controller service of a cluster in which every volume lives on one machine: it has the driver of that machine answer. It keeps nothing:
-// what a volume is called says where it lives, and every decision is that machine's. What a machine that does not answer would have said nobody
+// Router is the controller service of a cluster: where a volume lives on one machine it has the driver of that machine answer, and RouterConfig.Beyond for the
+// others. It keeps nothing: what a volume is called says where it lives, and every decision is made there. What a machine that does not answer would have said nobody
 // knows: UNAVAILABLE, naming it. Safe for concurrent use.
 type Router struct {
 	RouterConfig
@@ -99,14 +102,14 @@ func (r *Router) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 }
 
 // strange says that no volume of ours was ever called so.
-func strange(handle string) bool {
+func (r *Router) strange(handle string) bool {
 	_, node, err := volume.ParseHandle(handle)
-	return err == nil && node == ""
+	return err == nil && node == "" && r.Beyond == nil
 }
 
 // DeleteVolume implements csi.ControllerServer.
 func (r *Router) DeleteVolume(ctx context.Context, q *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
-	if strange(q.GetVolumeId()) {
+	if r.strange(q.GetVolumeId()) {
 		return &csi.DeleteVolumeResponse{}, nil
 	}
 	return route(ctx, r, q, csi.ControllerClient.DeleteVolume)
@@ -125,7 +128,7 @@ func (r *Router) ControllerPublishVolume(ctx context.Context, q *csi.ControllerP
 
 // ControllerUnpublishVolume implements csi.ControllerServer: the gate of the volume's machine decides.
 func (r *Router) ControllerUnpublishVolume(ctx context.Context, q *csi.ControllerUnpublishVolumeRequest) (*csi.ControllerUnpublishVolumeResponse, error) {
-	if strange(q.GetVolumeId()) {
+	if r.strange(q.GetVolumeId()) {
 		return &csi.ControllerUnpublishVolumeResponse{}, nil
 	}
 	answered, err := route(ctx, r, q, csi.ControllerClient.ControllerUnpublishVolume)
@@ -166,8 +169,11 @@ func route[Q interface{ GetVolumeId() string }, A any](ctx context.Context, r *R
 	if err != nil {
 		return none, err
 	}
-	if node == "" {
+	if node == beyond && r.Beyond == nil {
 		return none, answer(codes.NotFound, "volume %s: its handle names no node, and every volume here lives on one", id)
+	}
+	if node == beyond {
+		return ask(ctx, r, beyond, q, f)
 	}
 	if err := r.ours(ctx, node); err != nil {
 		return none, fmt.Errorf("volume %s: %w", id, err)

@@ -38,7 +38,11 @@ type Services struct {
 
 // Services are what the driver serves.
 func (d *Driver) Services() Services {
-	return Services{Identity: d, Controller: d, Node: d, Log: d.Log, Observe: d.Observe}
+	s := Services{Identity: d, Controller: d, Log: d.Log, Observe: d.Observe}
+	if !d.controllerOnly() {
+		s.Node = d
+	}
+	return s
 }
 
 // Serve answers CSI calls on endpoint: see Services.Serve.
@@ -170,7 +174,7 @@ func (s Services) intercept(ctx context.Context, request any, info *grpc.UnarySe
 func (s Services) report(ctx context.Context, method string, request any, err error, took time.Duration) {
 	code := codeOf(err)
 	s.Observe(method, code.String(), took)
-	attributes := []any{"method", path.Base(method), "code", code.String(), "took", took, "request", protosanitizer.StripSecrets(request)}
+	attributes := []any{"method", path.Base(method), "code", code.String(), "took", took, "request", protosanitizer.StripSecrets(request).String()}
 	if err == nil {
 		s.Log.DebugContext(ctx, "call", attributes...)
 		return

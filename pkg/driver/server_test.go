@@ -150,7 +150,7 @@ func TestSocket(t *testing.T) {
 }
 
 func TestConfigIsChecked(t *testing.T) {
-	if _, err := New(Config{}); !errors.Is(err, volume.ErrInvalid) {
+	if _, err := New(Config{Mounter: &mount.Mounter{}}); !errors.Is(err, volume.ErrInvalid) {
 		t.Errorf("no node: %v", err)
 	}
 	if _, err := New(Config{NodeID: here, Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "missing") {

@@ -36,7 +36,7 @@ func (d *Driver) reachable(ctx context.Context, r *csi.TopologyRequirement) erro
 			return err
 		}
 	}
-	return answer(codes.ResourceExhausted, "no node of the requested topology can hold the volume; %s has %v", topologyKey(d.Name), d.NodeID)
+	return answer(codes.ResourceExhausted, "no node of the requested topology can hold the volume (key %s); this is %s", topologyKey(d.Name), d.place())
 }
 
 // covers says whether the topology has a node of ours in it. One that does not speak of nodes has.

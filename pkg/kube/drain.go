@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -121,13 +123,16 @@ func (d *Drain) write(ctx context.Context, n *corev1.Node, condition any) error 
 func (d *Drain) state(ctx context.Context, node volume.NodeID) corev1.NodeCondition {
 	ctx, cancel := context.WithTimeout(ctx, answerWait)
 	defer cancel()
-	all, err := d.peers(node).Volumes(ctx)
-	if err != nil || all.Err() != nil {
-		return nobodyKnows
-	}
-	for _, v := range all.Volumes {
-		if v.Attachment != nil && v.Attachment.Node == node || v.State == engine.Unavailable {
-			return someAttached // of a volume that is not available nobody can tell
+	for _, peer := range []Peer{d.peers(node), d.peers("")} {
+		if peer == nil {
+			continue
+		}
+		all, err := peer.Volumes(ctx)
+		if err != nil || all.Err() != nil {
+			return nobodyKnows
+		}
+		if holds(all.Volumes, node) {
+			return someAttached
 		}
 	}
 	// After the node's answer: an attachment that came meanwhile is seen here.
@@ -135,6 +140,13 @@ func (d *Drain) state(ctx context.Context, node volume.NodeID) corev1.NodeCondit
 		return someAttached
 	}
 	return allDetached
+}
+
+// holds says whether the node has one of the volumes. Of a volume that is not available nobody can tell.
+func holds(all []admin.Volume, node volume.NodeID) bool {
+	return slices.ContainsFunc(all, func(v admin.Volume) bool {
+		return v.Attachment != nil && v.Attachment.Node == node || v.State == engine.Unavailable
+	})
 }
 
 func conditionOf(n *corev1.Node) *corev1.NodeCondition {

@@ -12,7 +12,8 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-// Lost says which nodes are lost: that is the permission to fence their writers, and no proof that they are gone. Safe for concurrent use.
+// Lost says which nodes are lost: that is the permission to fence their writers, and no proof that they are gone. Somebody has decided it, by the
+// out-of-service taint or by deleting the Node, or the opt-in policy of expired Leases believes it. Safe for concurrent use.
 type Lost struct {
 	cluster  *Cluster
 	reporter *Reporter
@@ -35,10 +36,25 @@ func NewLost(k *Cluster, r *Reporter, leases *Leases) *Lost {
 	return l
 }
 
-// Lost implements detach.GateConfig.Lost: it says whether the node is lost, and why. It asks the API server, and where that does not answer or
-// anything is in doubt the node is not lost. A node that is merely not ready is not.
+// Lost implements detach.GateConfig.Lost: it says whether somebody has decided that the node is lost, and how. It asks the API server, and where that
+// does not answer or anything is in doubt the node is not lost. A node that is merely not ready is not.
 func (l *Lost) Lost(ctx context.Context, node volume.NodeID) (string, bool) {
-	reason, err := l.reason(ctx, node)
+	return l.ask(ctx, node, l.decided)
+}
+
+// Presumed implements detach.GateConfig.Presumed: it says whether the policy, where it is on, believes that the node is lost, and why.
+func (l *Lost) Presumed(ctx context.Context, node volume.NodeID) (string, bool) {
+	if l.leases == nil {
+		return "", false
+	}
+	return l.ask(ctx, node, l.expired)
+}
+
+func (l *Lost) ask(ctx context.Context, node volume.NodeID, why func(context.Context, volume.NodeID) (string, error)) (string, bool) {
+	reason, err := "", ErrNotRead
+	if node != "" && l.cluster.read() {
+		reason, err = why(ctx, node)
+	}
 	if err != nil {
 		l.cluster.Log.Info("nobody can say whether the node is lost", "node", node, "error", err)
 		return "", false
@@ -49,11 +65,8 @@ func (l *Lost) Lost(ctx context.Context, node volume.NodeID) (string, bool) {
 	return reason, reason != ""
 }
 
-// reason is why the node is lost, "" where it is not.
-func (l *Lost) reason(ctx context.Context, node volume.NodeID) (string, error) {
-	if node == "" || !l.cluster.read() {
-		return "", ErrNotRead
-	}
+// decided is why the node is lost, "" where nobody has said so.
+func (l *Lost) decided(ctx context.Context, node volume.NodeID) (string, error) {
 	n, err := l.cluster.API.nodes().get(ctx, string(node))
 	switch {
 	case apierrors.IsNotFound(err):
@@ -66,8 +79,14 @@ func (l *Lost) reason(ctx context.Context, node volume.NodeID) (string, error) {
 			return fmt.Sprintf("it is tainted %s", t.ToString()), nil
 		}
 	}
-	if l.leases == nil || ready(n) {
-		return "", nil
+	return "", nil
+}
+
+// expired is why the policy believes that the node is lost, "" where it does not.
+func (l *Lost) expired(ctx context.Context, node volume.NodeID) (string, error) {
+	n, err := l.cluster.API.nodes().get(ctx, string(node))
+	if err != nil || ready(n) {
+		return "", err
 	}
 	return l.leases.expired(ctx, node)
 }

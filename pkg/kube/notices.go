@@ -34,7 +34,7 @@ type Notices struct {
 }
 
 // news says how the kinds of notices are told. Of a lost device Restarts tells, who knows what comes of it; of the rest nothing is told.
-var news = map[admin.NoticeKind]struct{ kind, reason string }{
+var news = map[admin.NoticeKind]told{
 	admin.Refused:     {corev1.EventTypeWarning, ReasonRefused},
 	admin.Waiting:     {corev1.EventTypeNormal, ReasonWaiting},
 	admin.Finished:    {corev1.EventTypeNormal, ReasonFinished},
@@ -44,6 +44,9 @@ var news = map[admin.NoticeKind]struct{ kind, reason string }{
 	admin.Unclean:     {corev1.EventTypeWarning, ReasonUnclean},
 	admin.Damaged:     {corev1.EventTypeWarning, ReasonDamaged},
 }
+
+// told is how something is told: type and reason of the Event.
+type told struct{ kind, reason string }
 
 // NewNotices returns a controller. lost may be nil, and must not block.
 func NewNotices(f Fleet, r *Reporter, p Peers, lost func(admin.Notice)) *Notices {

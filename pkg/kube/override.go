@@ -152,7 +152,7 @@ func (o *Overrides) carryOut(ctx context.Context, a *storagev1.VolumeAttachment,
 	if err != nil {
 		return w, outcome{}, err
 	}
-	node, err := matches(over, handle, w.node)
+	node, err := matches(over, handle)
 	if err != nil {
 		return w, outcome{text: err.Error()}, nil
 	}
@@ -178,16 +178,15 @@ func (k *Cluster) handleOfAttachment(ctx context.Context, a *storagev1.VolumeAtt
 	return pv.Spec.CSI.VolumeHandle, nil
 }
 
-// matches returns the node to ask for what the override names. detach.ErrOverride where that is not what the attachment is of.
-func matches(over detach.Override, handle string, attached volume.NodeID) (volume.NodeID, error) {
+// matches returns the node whose gate decides about what the override names, none where that is the gate of this process. detach.ErrOverride where that is not
+// what the attachment is of.
+func matches(over detach.Override, handle string) (volume.NodeID, error) {
 	id, node, err := volume.ParseHandle(handle)
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("%w: %w", detach.ErrOverride, err)
 	case id != over.Volume:
 		return "", fmt.Errorf("%w: it names volume %s, and the attachment is of %s", detach.ErrOverride, over.Volume, id)
-	case node == "":
-		return attached, nil
 	}
 	return node, nil
 }
@@ -198,6 +197,9 @@ func (o *Overrides) fence(ctx context.Context, node volume.NodeID, over detach.O
 	ctx, cancel := context.WithTimeout(ctx, fenceWait)
 	defer cancel()
 	peer := o.peers(node)
+	if peer == nil {
+		return outcome{text: fmt.Sprintf("%v: volume %s: its handle names no node, and no volume here lives on none", detach.ErrOverride, over.Volume)}, nil
+	}
 	r, err := peer.Fence(ctx, string(over.Volume), over)
 	switch {
 	case err == nil:

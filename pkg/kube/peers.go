@@ -30,5 +30,5 @@ type Peer interface {
 	Fence(ctx context.Context, volume string, o detach.Override) (receipt.Receipt, error)
 }
 
-// Peers returns the way to a node.
+// Peers returns the way to a node. The empty name is the gate of this process, which decides about volumes that live on no one node: nil where it has none.
 type Peers func(volume.NodeID) Peer
