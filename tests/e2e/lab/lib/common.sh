@@ -103,5 +103,8 @@ daemon_stop() {
     rm "/run/$1.pid"' - "$2"
 }
 
+# daemon_kill MACHINE NAME: without a word.
+daemon_kill() { in_machine "$1" bash -c 'kill -KILL "$(cat "/run/$1.pid")"; rm "/run/$1.pid"' - "$2"; }
+
 # kube ARGUMENTS...: kubectl as the cluster's administrator.
 kube() { in_netns cp "$BIN/kubectl" --kubeconfig "$ADMIN" "$@"; }

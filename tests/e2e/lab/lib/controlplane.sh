@@ -66,16 +66,20 @@ control_plane() {
     --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \
     --initial-cluster lab=http://127.0.0.1:2380
   apiserver_start
-  daemon cp kcm "$BIN/kube-controller-manager" --kubeconfig="$PKI/kcm.kubeconfig" \
-    --authentication-kubeconfig="$PKI/kcm.kubeconfig" --authorization-kubeconfig="$PKI/kcm.kubeconfig" \
-    --bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true \
-    --service-account-private-key-file="$PKI/sa.key" --root-ca-file="$PKI/ca.crt" --service-cluster-ip-range=$SERVICE_NET \
-    --node-monitor-period=1s --node-monitor-grace-period=10s
+  kcm_start
   daemon cp scheduler "$BIN/kube-scheduler" --kubeconfig="$PKI/scheduler.kubeconfig" \
     --authentication-kubeconfig="$PKI/scheduler.kubeconfig" --authorization-kubeconfig="$PKI/scheduler.kubeconfig" \
     --bind-address=127.0.0.1 --leader-elect=false
   wait_for 120 kube get serviceaccount default -n default
   wait_for 60 in_netns cp bash -c '</dev/tcp/127.0.0.1/10259' # the scheduler
+}
+
+kcm_start() {
+  daemon cp kcm "$BIN/kube-controller-manager" --kubeconfig="$PKI/kcm.kubeconfig" \
+    --authentication-kubeconfig="$PKI/kcm.kubeconfig" --authorization-kubeconfig="$PKI/kcm.kubeconfig" \
+    --bind-address=127.0.0.1 --leader-elect=false --use-service-account-credentials=true \
+    --service-account-private-key-file="$PKI/sa.key" --root-ca-file="$PKI/ca.crt" --service-cluster-ip-range=$SERVICE_NET \
+    --node-monitor-period=1s --node-monitor-grace-period=10s
 }
 
 # audit_policy: every write is kept, so that a test can count them and say who did what.
