@@ -13,9 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/belay-storage/belay/pkg/admin"
@@ -84,10 +82,10 @@ func (k *controller) route() (err error) {
 	return err
 }
 
-// refused tells of a machine that could not be asked. What a machine itself says it tells by a notice.
+// refused tells of a machine that could not be asked: that passes when it is back. What a machine itself says it tells by a notice.
 func (k *controller) refused(handle string, node volume.NodeID, cause error) {
-	if status.Code(cause) == codes.Unavailable {
-		k.kube.Reporter.Refused(handle, node, cause)
+	if driver.Away(cause) {
+		k.kube.Reporter.Refused(handle, node, kube.Waiting(cause))
 	}
 }
 

@@ -35,6 +35,7 @@ type hostConfig struct {
 	Verbosity     int
 	WhileNeeded   bool
 	WithoutResend bool
+	Respawn       bool
 }
 
 func newHost() *cobra.Command {
@@ -46,6 +47,9 @@ func newHost() *cobra.Command {
 			if !filepath.IsAbs(c.State) {
 				return usageError{fmt.Errorf("--state %q: want an absolute path", c.State)}
 			}
+			if c.Respawn {
+				return respawnHost(cmd, c)
+			}
 			return runHost(cmd, c)
 		},
 	}
@@ -53,10 +57,20 @@ func newHost() *cobra.Command {
 	f.StringVar(&c.State, "state", defaultState, "directory of this machine's own state, the same as that of belay serve")
 	f.BoolVar(&c.WhileNeeded, "while-needed", false, "end once no device is left and no server has asked for a while")
 	f.BoolVar(&c.WithoutResend, "without-resend", false, "behave as on a kernel before 6.9")
+	f.BoolVar(&c.Respawn, "respawn", false, "start another host in the place of one that dies: for a container, whose end takes the engines along")
 	_ = f.MarkHidden("without-resend")
 	addLogFlags(f, &c.LogFormat, &c.Verbosity)
 	_ = cmd.MarkFlagDirname("state")
 	return cmd
+}
+
+// respawnHost needs a command line of its own process.
+func respawnHost(cmd *cobra.Command, c *hostConfig) error {
+	log, err := telemetry.NewLogger(cmd.ErrOrStderr(), c.LogFormat, c.Verbosity)
+	if err != nil {
+		return usageError{err}
+	}
+	return respawn(cmd.Context(), without(os.Args[1:], "--respawn"), log.With("role", "host"))
 }
 
 func runHost(cmd *cobra.Command, c *hostConfig) error {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/receipt"
+	"github.com/belay-storage/belay/pkg/volume"
 )
 
 func TestWhy(t *testing.T) {
@@ -57,4 +58,18 @@ func why(w *world, want Action, words ...string) Report {
 		w.t.Error(err)
 	}
 	return r
+}
+
+// A refusal names who a person can end, and not the mounts that the journal names already.
+func TestHeldNamesUsers(t *testing.T) {
+	f := Facts{Volume: "data", Open: &volume.Attachment{Volume: "data", Node: "n1", Epoch: 2}, Staged: true, Found: true, Reach: Answers, Node: NodeStatus{
+		Entry:  &Entry{Attachment: volume.Attachment{Volume: "data", Node: "n1", Epoch: 2}, Staging: "/staging", Targets: []Target{{Path: "/target"}}},
+		Device: DeviceAlive,
+		Holders: []string{"mount /staging", "mount /target", "mount /target (process 1, init)", "mount /data (process 7, sh)", "filesystem /proc/fs/ext4/loop0",
+			"process /data/a (process 8, a)", "process /data/b (process 9, b)", "process /data/c (process 10, c)"},
+	}}
+	d := Decide(f)
+	if want := "(in use: mount /data (process 7, sh), process /data/a (process 8, a), process /data/b (process 9, b), 1 more)"; d.Action != Held || !strings.Contains(d.Because, want) {
+		t.Errorf("%s: %s", d.Action, d.Because)
+	}
 }

@@ -3,6 +3,7 @@ package detach
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -81,10 +82,31 @@ func heldText(f Facts) string {
 		_, why := Finishable(f.Node)
 		fmt.Fprintf(&b, "staged at %s, %s", f.Node.Entry.Staging, why)
 	}
-	if len(f.Node.Holders) > 0 {
-		fmt.Fprintf(&b, " (in use: %s)", strings.Join(f.Node.Holders, ", "))
+	if users := users(f.Node); len(users) > 0 {
+		fmt.Fprintf(&b, " (in use: %s)", few(users))
 	}
 	return b.String()
+}
+
+// users are the holders that a person can end: not the mounts that the journal knows, nor what the kernel keeps for mounts.
+func users(s NodeStatus) (list []string) {
+	for _, h := range s.Holders {
+		if !strings.HasPrefix(h, "filesystem ") && !journalled(s, h) {
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
+// journalled says that the holder is a mount at a path of the journal's, in whatever mount namespace.
+func journalled(s NodeStatus, holder string) bool {
+	if s.Entry == nil {
+		return false
+	}
+	known := func(path string) bool {
+		return holder == "mount "+path || strings.HasPrefix(holder, "mount "+path+" (")
+	}
+	return known(s.Entry.Staging) || slices.ContainsFunc(s.Entry.Targets, func(t Target) bool { return known(t.Path) })
 }
 
 func heldNext(f Facts) string {
@@ -102,15 +124,20 @@ func escape(f Facts, first string) string {
 }
 
 func paths(targets []Target) string {
+	all := make([]string, len(targets))
+	for i, t := range targets {
+		all[i] = t.Path
+	}
+	return few(all)
+}
+
+// few names the first of many.
+func few(all []string) string {
 	const most = 3
-	var out []string
-	for _, t := range targets[:min(len(targets), most)] {
-		out = append(out, t.Path)
+	if rest := len(all) - most; rest > 0 {
+		all = append(slices.Clone(all[:most]), fmt.Sprintf("%d more", rest))
 	}
-	if rest := len(targets) - most; rest > 0 {
-		out = append(out, fmt.Sprintf("%d more", rest))
-	}
-	return strings.Join(out, ", ")
+	return strings.Join(all, ", ")
 }
 
 func ago(d time.Duration) string { return d.Truncate(time.Second).String() }

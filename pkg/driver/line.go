@@ -36,6 +36,12 @@ type awayError struct{ cause error }
 func (e *awayError) Error() string { return "does not answer: " + e.cause.Error() }
 func (e *awayError) Unwrap() error { return e.cause }
 
+// Away says that a Router's error is of a machine that did not answer, and not its answer.
+func Away(err error) bool {
+	_, away := errors.AsType[*awayError](err)
+	return away
+}
+
 // lines are connections to machines, each kept while the machine's address stays. Safe for concurrent use.
 type lines struct {
 	machines    Machines

@@ -42,8 +42,7 @@ func (r *Router) CreateVolume(ctx context.Context, q *csi.CreateVolumeRequest) (
 
 // elsewhereMayDo says that another machine may answer otherwise.
 func elsewhereMayDo(err error) bool {
-	_, away := errors.AsType[*awayError](err)
-	return away || codeOf(err) == codes.ResourceExhausted || codeOf(err) == codes.OutOfRange
+	return Away(err) || codeOf(err) == codes.ResourceExhausted || codeOf(err) == codes.OutOfRange
 }
 
 // candidates are the machines that may have the volume, best first; never none.

@@ -12,9 +12,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
@@ -244,4 +246,19 @@ func TestBadPaths(t *testing.T) {
 	wants(t, err, codes.InvalidArgument, s.id)
 	_, err = p.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: s.id, VolumePath: "some/path"})
 	wants(t, err, codes.NotFound, s.id)
+}
+
+// What is longer than Kubernetes keeps is cut in the middle.
+func TestAnswersAreShort(t *testing.T) {
+	long := errors.New("volume data: node n1 holds it: " + strings.Repeat("mount /a/lông/path, ", 100) + "; next: end what uses it")
+	got := status.Convert(toStatus(long)).Message()
+	if len(got) > messageMax || !strings.HasPrefix(got, "volume data: node n1 holds it") || !strings.HasSuffix(got, "; next: end what uses it") || !utf8.ValidString(got) {
+		t.Errorf("%d bytes: %s", len(got), got)
+	}
+	if got := status.Convert(toStatus(errors.New(strings.Repeat("x", 2*messageMax)))).Message(); len(got) > messageMax {
+		t.Errorf("%d bytes", len(got))
+	}
+	if got := status.Convert(toStatus(errors.New("short"))).Message(); got != "short" {
+		t.Error(got)
+	}
 }

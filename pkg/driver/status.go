@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -78,7 +79,24 @@ func toStatus(err error) error {
 	if _, already := err.(interface{ GRPCStatus() *status.Status }); already {
 		return err
 	}
-	return status.Error(codeOf(err), err.Error())
+	return status.Error(codeOf(err), short(err.Error()))
+}
+
+// messageMax is how long an answer may be. Kubernetes keeps an error with a VolumeAttachment only where it has at most 1024 bytes, those included that
+// gRPC puts before it; of a longer one nobody would be told.
+const messageMax = 900
+
+// short leaves words out of the middle: what it is about comes first, and what to do next last.
+func short(s string) string {
+	if len(s) <= messageMax {
+		return s
+	}
+	const gap = " … "
+	tail := ""
+	if at := strings.LastIndex(s, "; next: "); at >= 0 && len(s)-at < messageMax/2 {
+		tail = s[at:]
+	}
+	return strings.ToValidUTF8(s[:messageMax-len(gap)-len(tail)], "") + gap + tail
 }
 
 // coded is an error with a code of its own. Not a gRPC status, whose text would repeat the code wherever it is wrapped.
