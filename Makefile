@@ -129,6 +129,14 @@ cluster-up: build ## a real two-node Kubernetes below out/lab, with Belay's imag
 	$(LAB) image belay $(TAG) $(CURDIR)/bin/belay
 	$(LAB) up
 
+.PHONY: e2e-storage
+e2e-storage: cluster-up ## the storage tests of Kubernetes on that cluster, against Belay by its manifests (root, some 40 minutes); PROCS=2
+	$(LAB) kubectl apply -k tests/e2e/manifests
+	for role in deployment/belay-controller daemonset/belay-host daemonset/belay-node; do \
+	  $(LAB) kubectl -n belay-system rollout status --timeout=5m $$role; done
+	$(LAB) storage-suite
+	@cat $(or $(LAB_DIR),out/lab)/storage-suite/storage-suite.txt
+
 .PHONY: cluster-down
 cluster-down: ## the end of that Kubernetes: nothing of it runs or is mounted any more; its binaries and images stay
 	$(LAB) down

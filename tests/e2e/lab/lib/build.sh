@@ -52,7 +52,7 @@ package_of() {
     agnhost) echo k8s.io/kubernetes/test/images/agnhost ;;
     ginkgo) echo github.com/onsi/ginkgo/v2/ginkgo ;;
     e2e-storage.test) echo ./e2estorage ;;
-    registrar | livenessprobe | pause) echo "./$1" ;;
+    registrar | livenessprobe | pause | sshd | summary) echo "./$1" ;;
     *) die "no such binary: $1" ;;
   esac
 }

@@ -89,22 +89,14 @@ machine_off() {
 # daemon MACHINE NAME COMMAND...: in the background, with a log of its own.
 daemon() {
   local machine=$1 name=$2; shift 2
-  in_machine "$machine" bash -c 'name=$1 log=$2; shift 2; setsid "$@" >>"$log" 2>&1 </dev/null & echo $! >"/run/$name.pid"' \
-    - "$name" "$LOG/$machine-$name.log" "$@"
+  in_machine "$machine" "$HERE/lib/sbin/systemctl" run "$name" "$LOG/$machine-$name.log" "$@"
 }
 
 # daemon_stop MACHINE NAME: asks it to end, and kills it after ten seconds.
-daemon_stop() {
-  in_machine "$1" bash -c '
-    pid=$(cat "/run/$1.pid") || exit 0
-    kill "$pid" 2>/dev/null
-    for i in {1..100}; do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    kill -KILL "$pid" 2>/dev/null
-    rm "/run/$1.pid"' - "$2"
-}
+daemon_stop() { in_machine "$1" "$HERE/lib/sbin/systemctl" stop "$2"; }
 
 # daemon_kill MACHINE NAME: without a word.
-daemon_kill() { in_machine "$1" bash -c 'kill -KILL "$(cat "/run/$1.pid")"; rm "/run/$1.pid"' - "$2"; }
+daemon_kill() { in_machine "$1" "$HERE/lib/sbin/systemctl" kill "$2"; }
 
 # kube ARGUMENTS...: kubectl as the cluster's administrator.
 kube() { in_netns cp "$BIN/kubectl" --kubeconfig "$ADMIN" "$@"; }

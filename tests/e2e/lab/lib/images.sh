@@ -27,7 +27,10 @@ images_make() {
   image_of_binary "livenessprobe:$LIVENESSPROBE_VERSION" livenessprobe livenessprobe
   layer busybox busybox_tree /bin/busybox
   archive busybox:1.37.0-2 null '["sh"]' busybox
-  archive nginx:1.27.0-2 null '["sh"]' busybox # the tests of Kubernetes want only a shell of it
+  # The tests of Kubernetes want only a shell of these, and of the second a dd with oflag=nocache.
+  archive nginx:1.27.0-2 null '["sh"]' busybox
+  layer coreutils coreutils_tree "$HERE/lib/images.sh"
+  archive glibc-dns-testing:2.1.1 null '["sh"]' busybox coreutils
   if [ -x "$BIN/agnhost" ]; then
     layer_of_binary agnhost agnhost
     archive agnhost:2.66.1 '["/agnhost"]' '["pause"]' busybox agnhost
@@ -85,14 +88,26 @@ busybox_tree() {
   echo root:x:0: >"$1/etc/group"
 }
 
-# tools_tree: the programs, the libraries they load, and what they read.
-tools_tree() {
-  local program path
-  need "${TOOLS[@]}"
-  for program in "${TOOLS[@]}"; do
+# programs_tree PROGRAM... DIR: the programs and the libraries they load.
+programs_tree() {
+  local dir=${*: -1} program path
+  need "${@:1:$#-1}"
+  for program in "${@:1:$#-1}"; do
     path=$(command -v "$program")
-    cp -L --parents "$path" $(ldd "$path" | grep -o '/[^ ]*') "$1"
+    cp -L --parents "$path" $(ldd "$path" | grep -o '/[^ ]*') "$dir"
   done
+}
+
+# coreutils_tree: dd, and a shell that does not take busybox's for it.
+coreutils_tree() {
+  programs_tree dd dash "$1"
+  mkdir -p "$1/bin"
+  ln -s "$(command -v dash)" "$1/bin/sh"
+}
+
+# tools_tree: what Belay calls, and what that reads.
+tools_tree() {
+  programs_tree "${TOOLS[@]}" "$1"
   cp --parents /etc/mke2fs.conf "$1"
   ln -s /proc/mounts "$1/etc/mtab"
 }
