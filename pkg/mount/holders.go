@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,6 +89,9 @@ func (m *Mounter) probe(dev blockDevice) probe {
 // usersOf returns what uses the mount: mounts below it and processes with files of its filesystem open.
 func (m *Mounter) usersOf(e Entry) []Holder {
 	p := probe{dev: none, files: e.device, mountIDs: map[uint64]bool{e.id: true}, owned: func(int) bool { return false }, filesystem: true}
+	if same, err := m.copies(e.Path); err == nil { // an unmount is refused for their users too
+		maps.Copy(p.mountIDs, same)
+	}
 	if all, err := mountTable("self"); err == nil {
 		for _, other := range all {
 			if strings.HasPrefix(other.Path, e.Path+"/") {

@@ -83,3 +83,19 @@ func TestReleaseRefusesACopyThatStays(t *testing.T) {
 		must(t, NewReleaser(m).Release(t.Context(), entry(device, path, fsType), detach.DeviceAlive))
 	})
 }
+
+// Who is in the way of an unmount by way of a copy is named.
+func TestUnmountNamesUsersOfCopies(t *testing.T) {
+	eachFS(t, func(t *testing.T, m *Mounter, fsType, device string) {
+		must(t, m.Format(t.Context(), fsType, device, false))
+		dir := sharedDir(t, unix.MS_SHARED)
+		path := filepath.Join(dir, "staging")
+		must(t, os.Mkdir(path, 0o700))
+		must(t, m.Mount(t.Context(), device, path, fsType, nil))
+		beside(t, "unchanged", "cd "+path+";")
+		err := NewReleaser(m).Release(t.Context(), entry(device, path, fsType), detach.DeviceAlive)
+		if !errors.Is(err, detach.ErrHeld) || !strings.Contains(err.Error(), "process cwd → "+path) || !strings.Contains(err.Error(), ", sleep)") {
+			t.Errorf("%v", err)
+		}
+	})
+}
