@@ -34,7 +34,7 @@ PACKAGES := spin gcc libc6-dev fio e2fsprogs xfsprogs btrfs-progs util-linux mou
 help: ## show this list
 	@echo 'Belay: replicated block storage that never lets go of a volume before its data is provably safe.'
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
 	@echo 'Variables: TIME=5s (for each fuzz target), N=200 (kills of crash and soak, devices of histories), SEEDS=5000 and FROM=1 (sim), STATES=200000 and SEED=1 (explore), ARGS (for bench and mutants), VERSION=$(VERSION)'
 
@@ -136,6 +136,11 @@ e2e-storage: cluster-up ## the storage tests of Kubernetes on that cluster, agai
 	  $(LAB) kubectl -n belay-system rollout status --timeout=5m $$role; done
 	$(LAB) storage-suite
 	@cat $(or $(LAB_DIR),out/lab)/storage-suite/storage-suite.txt
+
+.PHONY: e2e
+e2e: build ## the end-to-end tests on that Kubernetes, from the manifests' installation to their deletion (root); RUN= chooses
+	@mkdir -p $(BELAY_REPORT_DIR)
+	BELAY_LAB=$(LAB) go test -count=1 -timeout 90m -v $(if $(RUN),-run '$(RUN)') ./tests/e2e
 
 .PHONY: cluster-down
 cluster-down: ## the end of that Kubernetes: nothing of it runs or is mounted any more; its binaries and images stay
