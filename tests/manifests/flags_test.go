@@ -21,7 +21,8 @@ var common = []string{"csi-address", "http-endpoint", "leader-election", "leader
 
 var sidecars = map[string]sidecar{
 	"csi-provisioner": {"v6.4.0", []string{"timeout", "retry-interval-start", "retry-interval-max", "worker-threads", "strict-topology", "immediate-topology",
-		"enable-capacity", "capacity-ownerref-level", "capacity-poll-interval", "extra-create-metadata", "default-fstype", "snapshot-orphan-sweep-interval"}},
+		"enable-capacity", "capacity-ownerref-level",
+		"capacity-poll-interval", "capacity-threads", "kube-api-capacity-qps", "kube-api-capacity-burst", "extra-create-metadata", "default-fstype", "snapshot-orphan-sweep-interval"}},
 	"csi-attacher": {"v4.13.0", []string{"timeout", "retry-interval-start", "retry-interval-max", "worker-threads", "reconcile-sync", "default-fstype",
 		"max-entries"}},
 	"csi-resizer":               {"v2.3.0", []string{"resize-timeout", "modify-timeout", "retry-interval-start", "retry-interval-max", "workers", "handle-volume-inuse-error"}},
