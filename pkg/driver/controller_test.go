@@ -109,6 +109,9 @@ func TestCreateBadInput(t *testing.T) {
 		"hidden by a quote": {func(r *csi.CreateVolumeRequest) {
 			r.VolumeCapabilities[0] = asMount("ext4", writer, `context="a",noload,x="b"`)
 		}, codes.InvalidArgument, []string{"noload", "quote"}},
+		"restart": {func(r *csi.CreateVolumeRequest) {
+			r.Parameters = map[string]string{"restartOnDeviceLoss": "yes"}
+		}, codes.InvalidArgument, []string{"restartOnDeviceLoss", "true or false"}},
 		"unknown parameter": {func(r *csi.CreateVolumeRequest) { r.Parameters = map[string]string{"colour": "red"} }, codes.InvalidArgument, []string{"data", "colour"}},
 		"bad parameter":     {func(r *csi.CreateVolumeRequest) { r.Parameters = map[string]string{"replicas": "many"} }, codes.InvalidArgument, []string{"replicas"}},
 		"content source": {func(r *csi.CreateVolumeRequest) {

@@ -65,3 +65,14 @@ func TestHealthTellsWhatAils(t *testing.T) {
 	_, err = p.ControllerListVolumeHealth(t.Context(), &csi.ControllerListVolumeHealthRequest{StartingToken: "x"})
 	wants(t, err, codes.Aborted)
 }
+
+// What the controller of a cluster reads in the StorageClass is no parameter of the volume.
+func TestRestartIsNotTheEngines(t *testing.T) {
+	p := start(t)
+	for _, v := range []string{"true", "false"} {
+		r := creationOf("data-"+v, 256, asMount("ext4", writer))
+		r.Parameters = map[string]string{"restartOnDeviceLoss": v}
+		_, err := p.CreateVolume(t.Context(), r)
+		must(t, err)
+	}
+}

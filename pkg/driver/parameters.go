@@ -13,6 +13,8 @@ import (
 // Parameters of a StorageClass that are the driver's own. All others are the engine's, which refuses what it does not know.
 const (
 	parameterFSType = "fsType"
+	// parameterRestart is for the controller of a cluster, which reads it in the StorageClass.
+	parameterRestart = "restartOnDeviceLoss"
 	// reservedPrefix is for the orchestrator's sidecars. What they pass on for our information is ignored.
 	reservedPrefix  = "csi.storage.k8s.io/"
 	reservedFSType  = reservedPrefix + "fstype"
@@ -30,7 +32,7 @@ const (
 // engineParameters is what is left for the engine.
 func engineParameters(all map[string]string) map[string]string {
 	rest := maps.Clone(all)
-	maps.DeleteFunc(rest, func(k, _ string) bool { return k == parameterFSType || strings.HasPrefix(k, reservedPrefix) })
+	maps.DeleteFunc(rest, func(k, _ string) bool { return k == parameterFSType || k == parameterRestart || strings.HasPrefix(k, reservedPrefix) })
 	if len(rest) == 0 {
 		return nil
 	}
@@ -39,6 +41,9 @@ func engineParameters(all map[string]string) map[string]string {
 
 // labelsFor returns what is kept with a volume of these parameters and capabilities.
 func labelsFor(all map[string]string, caps []capability) (map[string]string, error) {
+	if v, given := all[parameterRestart]; given && v != "true" && v != "false" {
+		return nil, invalid("parameter %s %q: want true or false", parameterRestart, v)
+	}
 	fsType, err := chooseFS(all, caps)
 	if err != nil {
 		return nil, err

@@ -268,3 +268,41 @@ func (c *cluster) killExactly(node, words string) bool {
 	_, err := c.onNode(node, fmt.Sprintf(`pkill -KILL -f '^%s'`, words))
 	return err == nil
 }
+
+const restartClass = `
+apiVersion: storage.k8s.io/v1
+kind: StorageClass
+metadata: {name: belay-restart}
+provisioner: csi.belay.storage
+parameters: {restartOnDeviceLoss: "true"}
+volumeBindingMode: WaitForFirstConsumer
+`
+
+// TestDeviceLost: host and engine of a volume die at once, and its device with them. The StorageClass has opted in, so the pod is asked, by an ordinary delete, to
+// make room for another one, which finds all that was synced. Nothing is deleted by force, and no VolumeAttachment at all.
+func TestDeviceLost(t *testing.T) {
+	c := start(t)
+	c.apply(restartClass)
+	t.Cleanup(func() { _, _ = labTry("kubectl", "delete", "storageclass", "belay-restart") })
+	w := c.write("data", shape{class: "belay-restart"})
+	p := w.running()
+	said, err := w.said(p.Metadata.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !c.killExactly(p.Spec.NodeName, "belay (host|engine)") {
+		t.Fatal("nothing to kill")
+	}
+	c.eventually("people are told", c.told("PersistentVolumeClaim", "data", "DeviceLost"))
+	c.eventually("the pod is asked to make room", c.told("Pod", p.Metadata.Name, "RestartRequested"))
+	c.eventually("another pod runs", func() error {
+		now, err := w.pod()
+		if err == nil && now.Metadata.UID == p.Metadata.UID {
+			err = errors.New("it is the old one")
+		}
+		return err
+	})
+	w.goesOn()
+	w.intact(said)
+	c.nothingOfOursDeleted()
+}
