@@ -32,7 +32,9 @@ const (
 // engineParameters is what is left for the engine.
 func engineParameters(all map[string]string) map[string]string {
 	rest := maps.Clone(all)
-	maps.DeleteFunc(rest, func(k, _ string) bool { return k == parameterFSType || k == parameterRestart || strings.HasPrefix(k, reservedPrefix) })
+	maps.DeleteFunc(rest, func(k, _ string) bool {
+		return k == parameterFSType || k == parameterRestart || strings.HasPrefix(k, reservedPrefix)
+	})
 	if len(rest) == 0 {
 		return nil
 	}
