@@ -67,8 +67,8 @@ func usageMessages(u mount.Usage) []*csi.VolumeUsage {
 	return list
 }
 
-// shownAt returns the journal's entry of a volume that is staged or published at path. NOT_FOUND otherwise, for paths of
-// whatever form (CSI, NodeGetVolumeStats).
+// shownAt returns the journal's entry of a volume that is staged or published at path, or whose device is there. NOT_FOUND otherwise, for
+// paths of whatever form (CSI, NodeGetVolumeStats).
 func (d *Driver) shownAt(ctx context.Context, rawID, path string) (detach.Entry, error) {
 	id, err := d.parse(rawID)
 	if err != nil {
@@ -86,6 +86,9 @@ func (d *Driver) shownAt(ctx context.Context, rawID, path string) (detach.Entry,
 			return e, err
 		}
 		return e, answer(codes.NotFound, "volume %s: not staged on this node", id)
+	case e.Access == detach.Block && mount.Same(path, e.Device):
+		// Kubelet asks for the size of a raw block volume by a path of its own, to which it has bound what was published.
+		return e, nil
 	case path != e.Staging && !slices.ContainsFunc(e.Targets, func(t detach.Target) bool { return t.Path == path }):
 		return e, answer(codes.NotFound, "volume %s: neither staged nor published at %q", id, path)
 	}

@@ -85,6 +85,7 @@ func TestRawBlock(t *testing.T) {
 	if err != nil || stats.GetUsage()[0].GetTotal() != 16<<20 {
 		t.Errorf("stats: %v, %v", stats, err)
 	}
+	s.statsElsewhere(t)
 	must(t, f.Close())
 	must(t, s.hide())
 	end := holdOpen(t, p.loops.devices[volume.ID(s.id)])
@@ -319,6 +320,25 @@ func TestTargetPathThatCannotBe(t *testing.T) {
 	wants(t, err, codes.FailedPrecondition, s.id, s.staging)
 	must(t, s.show())
 	s.leave()
+}
+
+// statsElsewhere asks by a path to which the device was bound by the caller, as kubelet does for raw block volumes, and by a device that is another.
+func (s *stay) statsElsewhere(t *testing.T) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "map")
+	must(t, os.WriteFile(path, nil, 0o600))
+	ask := func(path string) (*csi.NodeGetVolumeStatsResponse, error) {
+		return s.NodeGetVolumeStats(t.Context(), &csi.NodeGetVolumeStatsRequest{VolumeId: s.id, VolumePath: path})
+	}
+	_, err := ask(path)
+	wants(t, err, codes.NotFound, s.id, path)
+	_, err = ask("/dev/null")
+	wants(t, err, codes.NotFound, s.id, "/dev/null")
+	must(t, unix.Mount(s.target, path, "", unix.MS_BIND, ""))
+	defer func() { must(t, unix.Unmount(path, 0)) }()
+	if stats, err := ask(path); err != nil || stats.GetUsage()[0].GetTotal() != 16<<20 {
+		t.Errorf("stats by the device: %v, %v", stats, err)
+	}
 }
 
 // TestSELinuxFlag: with seLinuxMount in the CSIDriver, kubelet mounts a volume with the label of its pod.
