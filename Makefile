@@ -142,6 +142,12 @@ e2e: build ## the end-to-end tests on that Kubernetes, from the manifests' insta
 	@mkdir -p $(BELAY_REPORT_DIR)
 	BELAY_LAB=$(LAB) go test -count=1 -timeout 90m -v $(if $(RUN),-run '$(RUN)') ./tests/e2e
 
+.PHONY: e2e-short
+e2e-short: ## a short form of them in a cluster of their own: a volume's life, an attachment deleted and an engine killed under a live mount (root)
+	@if [ -d out/lab/machines ]; then echo 'the cluster is up: make cluster-down first' >&2; exit 1; fi
+	$(MAKE) cluster-up
+	@trap '$(LAB) down' EXIT; $(MAKE) e2e RUN='^(TestLife|TestAttachmentDeletedUnderLiveMount|TestEngineKilledDuringLiveUpgrade|TestUninstall)$$$$'
+
 .PHONY: cluster-down
 cluster-down: ## the end of that Kubernetes: nothing of it runs or is mounted any more; its binaries and images stay
 	$(LAB) down
