@@ -57,23 +57,40 @@ func (d *held) run(ctx context.Context) {
 	defer close(d.over)
 	end := ctx.Done()
 	for !d.gone {
-		select {
-		case <-end:
-			if d.retry == nil {
-				return
-			}
+		if f := d.next(end); f != nil {
+			d.step(ctx, f)
+		} else if d.retry != nil {
 			d.host.log.Warn("host waits for an engine before it ends: without either the device would be lost", d.log()...)
 			end = nil
-		case f := <-d.commands:
-			d.step(ctx, f)
-		case <-d.death():
-			d.step(ctx, d.died)
-		case <-d.retry:
-			d.step(ctx, d.revive)
 		}
 		if ctx.Err() != nil && d.retry == nil {
 			return
 		}
+	}
+}
+
+// next waits for something to do and returns it, nil when the host ends. Of what has come up meanwhile a death is first, so that whatever is
+// asked finds things as they are, and what is asked is next.
+func (d *held) next(end <-chan struct{}) func(context.Context) {
+	select {
+	case <-d.death():
+		return d.died
+	default:
+	}
+	select {
+	case f := <-d.commands:
+		return f
+	default:
+	}
+	select {
+	case <-end:
+		return nil
+	case f := <-d.commands:
+		return f
+	case <-d.death():
+		return d.died
+	case <-d.retry:
+		return d.revive
 	}
 }
 
@@ -89,6 +106,9 @@ func (d *held) step(ctx context.Context, f func(context.Context)) {
 
 // do has the goroutine do f and waits for it, or for ctx. Where urgent it does not wait for what is being done now.
 func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) error) error {
+	if ctx.Err() != nil { // it would be done or not by chance
+		return d.busy(ctx)
+	}
 	if urgent {
 		d.mu.Lock()
 		d.interrupt(errInterrupted)
@@ -100,7 +120,7 @@ func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) erro
 	case <-d.over:
 		return d.ended()
 	case <-ctx.Done():
-		return fmt.Errorf("%w on the device of volume %s: %w", engine.ErrBusy, d.entry.Volume, context.Cause(ctx))
+		return d.busy(ctx)
 	}
 	select {
 	case err := <-done:
@@ -108,6 +128,11 @@ func (d *held) do(ctx context.Context, urgent bool, f func(context.Context) erro
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// busy is what is answered to who has given up before it was his turn.
+func (d *held) busy(ctx context.Context) error {
+	return fmt.Errorf("%w on the device of volume %s: %w", engine.ErrBusy, d.entry.Volume, context.Cause(ctx))
 }
 
 // ended says why the goroutine does nothing more. Only a device that is detached is not there.

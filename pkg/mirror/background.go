@@ -21,7 +21,7 @@ type background struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	flush  chan struct{} // tells of entries that wait for a flush
-	loops  int           // that every has started
+	loops  int           // that were given a phase
 }
 
 func (b *background) init() {
@@ -35,18 +35,32 @@ func (b *background) stop() {
 	b.wg.Wait()
 }
 
-// every runs do again and again until the session ends. What is done like that does not begin all at the same moment.
-func (b *background) every(pause time.Duration, do func(ctx context.Context)) {
+// phase is how much later than the session the next loop begins. Pauses are round and what is paused between may take no time, so that
+// loops that began together would meet again and again, and the order in which they then take a lock would be anybody's.
+func (b *background) phase() time.Duration {
 	b.loops++
-	phase := time.Duration(b.loops) * loopsApart
+	return time.Duration(b.loops) * loopsApart
+}
+
+// after runs do once the time has passed and the phase with it, unless the session ends before.
+func (b *background) after(pause time.Duration, do func(ctx context.Context)) {
+	pause += b.phase()
 	b.wg.Go(func() {
-		sleep(b.ctx, phase)
+		if sleep(b.ctx, pause); b.ctx.Err() == nil {
+			do(b.ctx)
+		}
+	})
+}
+
+// every runs do again and again until the session ends.
+func (b *background) every(pause time.Duration, do func(ctx context.Context)) {
+	b.after(0, func(ctx context.Context) {
 		for {
 			select {
-			case <-b.ctx.Done():
+			case <-ctx.Done():
 				return
 			case <-time.After(pause):
-				do(b.ctx)
+				do(ctx)
 			}
 		}
 	})
@@ -57,13 +71,10 @@ func (s *Session) startBackground() {
 	s.background.every(reopenEvery, s.bringBack)
 	s.background.every(idleAfter, s.giveBack)
 	s.background.wg.Go(func() { s.flushAhead(s.background.ctx) })
-	s.background.wg.Go(func() {
-		sleep(s.background.ctx, catchUpPast)
-		s.catchUp(s.background.ctx)
-	})
+	s.background.after(catchUpPast, s.catchUp)
 	if pace, on := verifyInterval(attributesOf(s.Config()).Parameters); on {
 		s.background.every(min(quietAfter, pace)/4, func(ctx context.Context) { s.verifyQuiet(ctx, min(quietAfter, pace)) })
-		s.background.wg.Go(func() { s.scrubForever(s.background.ctx, pace) })
+		s.background.after(0, func(ctx context.Context) { s.scrubForever(ctx, pace) })
 	}
 }
 

@@ -137,15 +137,17 @@ func (e *Engine) handle(id volume.ID) *handle {
 	return h
 }
 
-// lock waits for the handle, and ends a verification that only reads.
+// lock waits for the handle, and ends a verification that only reads. Whoever has given up before does not get it, free or not.
 func (h *handle) lock(ctx context.Context) error {
-	h.interruptVerify()
-	select {
-	case h.change <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w on volume %s: %w", engine.ErrBusy, h.id, ctx.Err())
+	if ctx.Err() == nil {
+		h.interruptVerify()
+		select {
+		case h.change <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+		}
 	}
+	return fmt.Errorf("%w on volume %s: %w", engine.ErrBusy, h.id, ctx.Err())
 }
 
 func (h *handle) unlock() { <-h.change }

@@ -36,10 +36,9 @@ func (s *Session) bound() error {
 
 // flushAhead flushes whenever it is told to. Whoever must know of an error is told by a flush of his own.
 func (s *Session) flushAhead(ctx context.Context) {
-	for {
+	for ctx.Err() == nil { // also where it was told something meanwhile
 		select {
 		case <-ctx.Done():
-			return
 		case <-s.background.flush:
 			_ = s.flushShared()
 		}

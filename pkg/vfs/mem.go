@@ -14,15 +14,24 @@ import (
 // defaultCapacity of a Mem; SetCapacity changes it.
 const defaultCapacity = 1 << 40
 
-// devices and mounts number the file systems in memory, so that two of them never look like one.
-var devices, mounts = numbers(), numbers()
+// Numbers give file systems in memory their devices and mounts, so that no two of them look like one. What is written of them is the same
+// wherever as many were made in the same order. The zero value is ready.
+type Numbers struct{ devices, mounts atomic.Uint64 }
 
-// numbers begin where each has as many digits as the next: what is written of them is as long then, whatever was numbered before.
-func numbers() *atomic.Uint64 {
-	n := &atomic.Uint64{}
-	n.Store(1e9)
-	return n
+// NewMem is the function of that name, with the next numbers of these.
+func (n *Numbers) NewMem() *Mem {
+	d := &memDisk{capacity: defaultCapacity, numbers: n, device: firstNumber + n.devices.Add(1), mount: n.mount()}
+	d.root = d.newNode(true)
+	return newProcess(d)
 }
+
+func (n *Numbers) mount() uint64 { return firstNumber + n.mounts.Add(1) }
+
+// firstNumber has as many digits as those that follow: what is written of them is as long then, whatever was numbered before.
+const firstNumber = 1e9
+
+// everywhere are the numbers of NewMem.
+var everywhere Numbers
 
 // Mem is a file system in memory that can lose power. Beside what everybody sees it keeps what is on stable media:
 // files change there at Datasync, names at SyncDir. CrashClone is the disk as it may be after a power cut, Restart is
@@ -43,6 +52,7 @@ type memDisk struct {
 	capacity  int64
 	used      int64 // bytes in pages of all files that have a name or are open
 	readOnly  bool
+	numbers   *Numbers
 	device    uint64
 	mount     uint64
 }
@@ -64,11 +74,7 @@ type memNode struct {
 }
 
 // NewMem returns an empty file system with only the directory "/" and a capacity of 1 TiB.
-func NewMem() *Mem {
-	d := &memDisk{capacity: defaultCapacity, device: devices.Add(1), mount: mounts.Add(1)}
-	d.root = d.newNode(true)
-	return newProcess(d)
-}
+func NewMem() *Mem { return everywhere.NewMem() }
 
 func newProcess(d *memDisk) *Mem { return &Mem{disk: d, files: map[*memFile]struct{}{}} }
 

@@ -149,8 +149,9 @@ func (i *Image) Crash(fate func(change int) Fate) *Mem {
 		nextInode: d.nextInode,
 		capacity:  d.capacity,
 		readOnly:  d.readOnly,
+		numbers:   d.numbers,
 		device:    d.device,
-		mount:     mounts.Add(1),
+		mount:     d.numbers.mount(),
 		order:     d.order,
 	}
 	after.root = c.node(after, d.root)
@@ -233,6 +234,7 @@ func (d *memDisk) copy() *memDisk {
 		nextInode: d.nextInode,
 		capacity:  d.capacity,
 		readOnly:  d.readOnly,
+		numbers:   d.numbers,
 		device:    d.device,
 		mount:     d.mount,
 		order:     d.order,
