@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"syscall"
@@ -99,6 +100,10 @@ func (w *world) inUse() bool {
 
 // receipt looks at a receipt that has just come into force.
 func (w *world) receipt(r receipt.Receipt) {
+	w.trace.add(func() string {
+		text, err := json.Marshal(r)
+		return fmt.Sprintf("receipt: %s %v", text, err)
+	})
 	w.mu.Lock()
 	w.newest = &r
 	w.mu.Unlock()

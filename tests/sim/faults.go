@@ -138,7 +138,7 @@ func (s *saboteur) disk(f fault) {
 	case diskSlow:
 		d.slow = pick(s.r, []int{0, 10, 100})
 	case diskReplaced, diskStale:
-		s.replace(d, newStoreDisk(d.name))
+		s.replace(d, s.w.newStoreDisk(d.name))
 	case diskForged:
 		s.replace(d, s.w.forged(d, s.r))
 	}

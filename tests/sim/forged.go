@@ -11,10 +11,10 @@ import (
 // forged is a disk that says that it is the store, and has a replica of the volume that nobody has admitted: empty, of another incarnation, with
 // the configuration that the volume had when it was made. It remembers no promise. Where the store has no replica now the disk is empty.
 func (w *world) forged(d *disk, r *rand.Rand) *vfs.Mem {
-	empty := newStoreDisk(d.name)
+	empty := w.newStoreDisk(d.name)
 	if err := w.forge(d, empty, r); err != nil {
 		w.trace.add(func() string { return "forging: " + err.Error() })
-		return newStoreDisk(d.name)
+		return w.newStoreDisk(d.name)
 	}
 	return empty
 }

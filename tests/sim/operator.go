@@ -22,7 +22,7 @@ func (w *world) ask(r *rand.Rand, f fault) {
 	w.background.Go(func() {
 		ctx, cancel := context.WithTimeout(w.ctx(), between(r, time.Second, time.Minute))
 		defer cancel()
-		err := s.asked(ctx, f)
+		err := s.heard(s.asked(ctx, f))
 		w.trace.add(func() string { return fmt.Sprintf("%s: %v", f, err) })
 	})
 }

@@ -39,7 +39,7 @@ func (o *orchestrator) until(what string, call func(context.Context, *server) er
 	for since := time.Duration(0); ; {
 		if s := o.w.server(); s != nil {
 			ctx, cancel := context.WithTimeout(o.w.ctx(), between(o.r, 2*time.Second, 2*time.Minute))
-			last = call(ctx, s)
+			last = s.heard(call(ctx, s))
 			cancel()
 			o.w.trace.add(func() string { return fmt.Sprintf("orchestrator: %s: %v", what, last) })
 			o.w.check()
@@ -237,4 +237,18 @@ func (s *server) stage(ctx context.Context, at volume.Attachment) (*attached, er
 		return nil, err
 	}
 	return s.w.open(d)
+}
+
+var errServerDied = errors.New("the server has died")
+
+// heard is what a caller hears of an error of the server: of one that has died only that. Which of its errors comes first then is chance.
+func (s *server) heard(err error) error {
+	select {
+	case <-s.process.Dead():
+		if err != nil {
+			return errServerDied
+		}
+	default:
+	}
+	return err
 }

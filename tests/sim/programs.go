@@ -143,7 +143,10 @@ func (p *programs) engineProgram(of *machine.Process, version string) host.Progr
 // start starts host and server, and sees to it that they are there.
 func (p *programs) start() {
 	p.keepers.Go(func() { p.keep("host", p.startHost) })
-	p.keepers.Go(func() { p.keep("server", p.startServer) })
+	p.keepers.Go(func() {
+		time.Sleep(time.Millisecond) // not at the same moment
+		p.keep("server", p.startServer)
+	})
 }
 
 // stop ends everything.
@@ -366,6 +369,7 @@ func (w *world) upgrade(r *rand.Rand, f fault) {
 		ctx, cancel := context.WithTimeout(w.ctx(), time.Minute)
 		defer cancel()
 		_, err := s.engine.Upgrade(ctx, volumeID, to, nil)
+		err = s.heard(err)
 		w.trace.add(func() string { return fmt.Sprintf("upgrade to %s: %v", to, err) })
 		if err == nil && f == upgradeBad && to != "/bad/young" { // who dies young serves until then, and its probation may be cut short
 			w.fail("an upgrade to %s succeeded", to)

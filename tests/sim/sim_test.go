@@ -58,6 +58,7 @@ func run(t *testing.T, seed uint64, mode traceMode) (out outcome, told string) {
 		began := time.Now()
 		w := newWorld(seed, mode)
 		err := w.run()
+		w.trace.add(w.contents)
 		out = outcome{
 			Seed: seed, Simulated: time.Since(began), Faults: w.faults, Operations: w.operations, States: w.invariants.checks, Receipts: w.invariants.receipts,
 			Hash: w.trace.hash,
@@ -240,54 +241,4 @@ func (s *summary) tell(t *testing.T) {
 	if dir := os.Getenv("BELAY_REPORT_DIR"); dir != "" {
 		must(t, errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "sim.txt"), []byte(b.String()), 0o644)))
 	}
-}
-
-// TestRepeats: a seed has the same run each time, to the nanosecond.
-func TestRepeats(t *testing.T) {
-	for seed := uint64(1); seed <= 25; seed++ {
-		// The kernel may take the processor away for long enough that the Go scheduler changes the order of two goroutines, which no seed
-		// decides: that happens now and then on a machine that is busy, and hardly twice.
-		const tries = 3
-		same := false
-		for n := 0; n < tries && !same; n++ {
-			one, _ := simulate(t, seed, traceHash)
-			two, _ := simulate(t, seed, traceHash)
-			same = one.Hash == two.Hash
-		}
-		if !same {
-			t.Errorf("seed %d has two runs: %s", seed, parting(t, seed))
-		}
-	}
-}
-
-// parting tells where two runs of a seed part.
-func parting(t *testing.T, seed uint64) string {
-	t.Helper()
-	_, one := simulate(t, seed, traceAll)
-	_, two := simulate(t, seed, traceAll)
-	a, b := ordered(one), ordered(two)
-	for i := range min(len(a), len(b)) {
-		if a[i] != b[i] {
-			return fmt.Sprintf("after\n%s\none has\n%s\nand the other\n%s", strings.Join(a[max(0, i-8):i], "\n"), strings.Join(a[i:min(i+4, len(a))], "\n"), strings.Join(b[i:min(i+4, len(b))], "\n"))
-		}
-	}
-	return "told twice they are the same"
-}
-
-// ordered are the lines, those of one moment in the order of their text.
-func ordered(told string) []string {
-	lines := strings.Split(told, "\n")
-	moment := func(line string) string {
-		at, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		return at
-	}
-	for i := 0; i < len(lines); {
-		n := i + 1
-		for n < len(lines) && moment(lines[n]) == moment(lines[i]) {
-			n++
-		}
-		slices.Sort(lines[i:n])
-		i = n
-	}
-	return lines
 }

@@ -33,6 +33,7 @@ type world struct {
 	dice       *dice
 	plan       *plan
 	trace      *trace
+	numbers    vfs.Numbers
 	root       *disk
 	disks      []*disk
 	kernel     *kernel
@@ -62,13 +63,13 @@ func newWorld(seed uint64, mode traceMode) *world {
 	w := &world{seed: seed, dice: newDice(seed), trace: newTrace(mode), kernel: newKernel(), faults: map[fault]int{}}
 	w.plan = newPlan(w.dice)
 	w.trace.add(func() string { return w.plan.String() })
-	w.root = &disk{mem: vfs.NewMem()}
+	w.root = &disk{mem: w.numbers.NewMem()}
 	for i := range w.plan.stores {
 		name := fmt.Sprintf("/s%d", i)
 		if err := w.root.mem.Mkdir(name); err != nil {
 			panic(err)
 		}
-		d := &disk{name: name, mem: newStoreDisk(name), once: map[vfs.Kind]error{}, lies: map[fault]int{}}
+		d := &disk{name: name, mem: w.newStoreDisk(name), once: map[vfs.Kind]error{}, lies: map[fault]int{}}
 		if i == w.plan.liar {
 			for f, n := range w.plan.lies {
 				d.lies[f] = n
@@ -85,8 +86,8 @@ func newWorld(seed uint64, mode traceMode) *world {
 }
 
 // newStoreDisk is an empty disk, mounted at the directory.
-func newStoreDisk(name string) *vfs.Mem {
-	mem := vfs.NewMem()
+func (w *world) newStoreDisk(name string) *vfs.Mem {
+	mem := w.numbers.NewMem()
 	if err := errors.Join(mem.Mkdir(name), mem.SyncDir("/")); err != nil {
 		panic(err)
 	}

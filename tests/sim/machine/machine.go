@@ -92,16 +92,21 @@ func (m *Machine) violation(format string, args ...any) {
 
 // takes is how long the next call of that kind takes.
 func (m *Machine) takes(kind string) time.Duration {
-	m.mu.Lock()
-	m.calls[kind]++
-	key := fmt.Sprintf("%s #%d", kind, m.calls[kind])
-	m.mu.Unlock()
+	key := m.numbered(kind)
 	if m.config.Takes != nil {
 		return m.config.Takes(key)
 	}
 	h := fnv.New64a()
 	h.Write([]byte(key))
 	return callTakes + time.Duration(rand.New(rand.NewPCG(m.config.Seed, h.Sum64())).Int64N(int64(callVaries)))
+}
+
+// numbered is the name of the next call of that kind.
+func (m *Machine) numbered(kind string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls[kind]++
+	return fmt.Sprintf("%s #%d", kind, m.calls[kind])
 }
 
 // How long a call takes that is not the disk's, by default.

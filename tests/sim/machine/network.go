@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/wire"
 )
@@ -108,8 +109,10 @@ func (s *socket) Serve(ctx context.Context, server *wire.Server) error {
 
 // call is a call on its way. Its lines go from the server's goroutine to the caller's.
 type call struct {
-	lines  chan []byte
-	hungUp context.Context // ended by the caller
+	name    string
+	lines   chan []byte
+	hungUp  context.Context // ended by the caller
+	notices time.Duration   // how long the caller takes to notice that the server is dead
 }
 
 // carry is a wire.Transport.
@@ -119,12 +122,18 @@ func (n network) carry(ctx context.Context, path, method string, request []byte,
 	}
 	ctx, hangUp := context.WithCancel(ctx)
 	defer hangUp()
-	s, c := n.p.machine.connect(path), &call{lines: make(chan []byte), hungUp: ctx}
+	s, c := n.p.machine.connect(path), n.newCall(ctx, method)
 	if s == nil {
 		return fmt.Errorf("connect %s: %w", path, syscall.ECONNREFUSED)
 	}
 	go s.answer(c, method, bytes.Clone(request))
 	return n.receive(s, c, more)
+}
+
+// newCall names the call, so that what becomes of it depends on which one it is, and not on which of several is first at some moment.
+func (n network) newCall(ctx context.Context, method string) *call {
+	name := n.p.machine.numbered(method + " of " + n.p.String())
+	return &call{name: name, lines: make(chan []byte), hungUp: ctx, notices: n.p.machine.takes("lose " + name)}
 }
 
 // connect returns the socket at the path, with one more call to answer, nil where nobody listens.
@@ -146,7 +155,7 @@ func (n network) receive(s *socket, c *call, more func([]byte) bool) error {
 			return err
 		}
 		if s.owner.gone() {
-			return fmt.Errorf("%s: %w", s.owner, io.ErrUnexpectedEOF)
+			return n.lose(s, c)
 		}
 		var line []byte
 		ok := true
@@ -155,10 +164,12 @@ func (n network) receive(s *socket, c *call, more func([]byte) bool) error {
 		case <-c.hungUp.Done():
 		case <-n.p.dead:
 		case <-s.owner.dead:
-			continue
 		}
 		if err := n.p.gate(); err != nil {
 			return err
+		}
+		if line == nil && s.owner.gone() {
+			continue
 		}
 		if err := c.hungUp.Err(); err != nil || !ok {
 			return err
@@ -167,6 +178,16 @@ func (n network) receive(s *socket, c *call, more func([]byte) bool) error {
 			return nil
 		}
 	}
+}
+
+// lose ends a call whose server is dead. Not all who waited for that server notice at one moment: what they do next, and the pauses that they
+// make, would be in the order of chance then.
+func (n network) lose(s *socket, c *call) error {
+	time.Sleep(c.notices)
+	if err := n.p.gate(); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", s.owner, io.ErrUnexpectedEOF)
 }
 
 // answer has the server answer a call once it serves. Where it never does, or dies, the caller gets no last line.
@@ -180,17 +201,17 @@ func (s *socket) answer(c *call, method string, request []byte) {
 	case <-c.hungUp.Done():
 		return
 	}
-	if s.owner.spend("take "+method) != nil {
+	if s.owner.spend("take "+c.name) != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
 	defer context.AfterFunc(c.hungUp, cancel)()
-	s.server.Answer(ctx, method, request, func(line []byte) { s.send(c, method, line) })
+	s.server.Answer(ctx, method, request, func(line []byte) { s.send(c, line) })
 }
 
-func (s *socket) send(c *call, method string, line []byte) {
-	if s.owner.spend("answer "+method) != nil {
+func (s *socket) send(c *call, line []byte) {
+	if s.sends(c, line) != nil {
 		return
 	}
 	select {
@@ -198,4 +219,13 @@ func (s *socket) send(c *call, method string, line []byte) {
 	case <-c.hungUp.Done():
 	case <-s.owner.dead:
 	}
+}
+
+// sends lets the time pass that a line takes: none where it tells progress. What is told twice at one moment is one line or two, as the Go
+// scheduler has it, and nothing else may come of that.
+func (s *socket) sends(c *call, line []byte) error {
+	if bytes.HasPrefix(line, []byte(`{"progress":`)) {
+		return s.owner.gate()
+	}
+	return s.owner.spend("answer " + c.name)
 }

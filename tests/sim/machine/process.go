@@ -67,7 +67,9 @@ func (p *Process) goes(run func(context.Context, *Process) error) {
 		cause := "exit status 0"
 		if err := run(p.ctx, p); err != nil {
 			cause = "exit status 1"
-			p.machine.config.Log.Debug("process ended", "process", p.String(), "error", err)
+			if !p.gone() { // of several things that a killed process fails of chance says which is told
+				p.machine.config.Log.Debug("process ended", "process", p.String(), "error", err)
+			}
 		}
 		p.machine.end([]*Process{p}, cause)
 	})

@@ -155,6 +155,9 @@ func (s *server) count(r *request) {
 
 // serve performs a request and answers it, unless its process dies meanwhile: then the kernel asks the next server.
 func (s *server) serve(r *request) {
+	if s.p.spend(fmt.Sprintf("take request %d", r.unique)) != nil { // several may have waited
+		return
+	}
 	var err error
 	var read []byte
 	var size int64
@@ -163,7 +166,7 @@ func (s *server) serve(r *request) {
 	} else {
 		read, err = s.perform(r)
 	}
-	if s.p.spend("answer request") != nil {
+	if s.p.spend(fmt.Sprintf("answer request %d", r.unique)) != nil {
 		return
 	}
 	d := s.dev
