@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -73,7 +74,9 @@ func startFleet(t *testing.T, nodes ...volume.NodeID) *fleet {
 	router, err := NewRouter(RouterConfig{
 		Version: "test", Machines: f, Credentials: insecure.NewCredentials(), Log: slog.New(slog.DiscardHandler),
 		Events: RouterEvents{
-			Refused:  func(handle string, node volume.NodeID, _ error) { f.note("refused " + handle + " " + string(node)) },
+			Refused: func(handle string, node volume.NodeID, cause error) {
+				f.note(fmt.Sprintf("refused %s %s, away %t", handle, node, Away(cause)))
+			},
 			Finished: func(handle string, node volume.NodeID) { f.note("finished " + handle + " " + string(node)) },
 		},
 	})
@@ -167,6 +170,11 @@ func TestRouterRefusesWhatItCannotKnow(t *testing.T) {
 	_, err := f.create("pvc-1", "n1")
 	must(t, err)
 	former := f.at("n1", "")
+	defer func() {
+		if got := strings.Join(f.told, "; "); got != "refused pvc-1@n1 n1, away true; refused pvc-1@n1 n1, away true; finished pvc-1@n1 n1" {
+			t.Errorf("told: %s", got)
+		}
+	}()
 	unpublish := &csi.ControllerUnpublishVolumeRequest{VolumeId: "pvc-1@n1", NodeId: "n1"}
 	_, err = f.ControllerUnpublishVolume(t.Context(), unpublish)
 	wants(t, err, codes.Unavailable, "pvc-1", "n1", "since 12:00")

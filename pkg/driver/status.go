@@ -105,6 +105,8 @@ type coded struct {
 	error
 }
 
+func (e *coded) Unwrap() error { return e.error }
+
 // answer is an error that is answered with the code.
 func answer(c codes.Code, format string, args ...any) error {
 	return &coded{code: c, error: fmt.Errorf(format, args...)}
