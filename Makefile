@@ -22,6 +22,8 @@ export BELAY_REPORT_DIR ?= $(CURDIR)/out
 # The cluster of the end-to-end tests, and the tag of Belay's image there.
 LAB := $(CURDIR)/tests/e2e/lab/lab
 TAG ?= dev
+# The control plane of the tests that need no nodes.
+GHOSTS := $(CURDIR)/out/lab-ghosts
 
 # The linter's version; it is fetched only by `make lint`, and only where it can be had.
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -132,7 +134,7 @@ cluster-up: build ## a real two-node Kubernetes below out/lab, with Belay's imag
 .PHONY: e2e-storage
 e2e-storage: cluster-up ## the storage tests of Kubernetes on that cluster, against Belay by its manifests (root, some 40 minutes); PROCS=2
 	$(LAB) kubectl apply -k tests/e2e/manifests
-	for role in deployment/belay-controller daemonset/belay-host daemonset/belay-node; do \
+	for role in deployment/belay-controller daemonset/belay-node; do \
 	  $(LAB) kubectl -n belay-system rollout status --timeout=5m $$role; done
 	$(LAB) storage-suite
 	@cat $(or $(LAB_DIR),out/lab)/storage-suite/storage-suite.txt
@@ -147,6 +149,12 @@ e2e-short: ## a short form of them in a cluster of their own: a volume's life, a
 	@if [ -d out/lab/machines ]; then echo 'the cluster is up: make cluster-down first' >&2; exit 1; fi
 	$(MAKE) cluster-up
 	@trap '$(LAB) down' EXIT; $(MAKE) e2e RUN='^(TestLife|TestAttachmentDeletedUnderLiveMount|TestEngineKilledDuringLiveUpgrade|TestUninstall)$$$$'
+
+.PHONY: e2e-distributed
+e2e-distributed: ## the fencing path of an engine that lives on no node, on a control plane of its own without nodes (root, 4 minutes); RUN= chooses
+	@mkdir -p $(BELAY_REPORT_DIR) $(GHOSTS); $(LAB) build; rm -rf $(GHOSTS)/bin; cp -al $(CURDIR)/out/lab/bin $(GHOSTS)/bin
+	@export LAB_NAME=belayghosts LAB_DIR=$(GHOSTS) BELAY_LAB=$(LAB); trap '$(LAB) down' EXIT; $(LAB) control-plane; \
+	  go test -count=1 -timeout 30m -v $(if $(RUN),-run '$(RUN)') ./tests/e2e/distributed
 
 .PHONY: cluster-down
 cluster-down: ## the end of that Kubernetes: nothing of it runs or is mounted any more; its binaries and images stay

@@ -123,7 +123,7 @@ archive() {
   for layer in "$@"; do sums+=("\"sha256:$(sha256sum "$IMAGES/layers/$layer.tar" | cut -d' ' -f1)\""); done
   cat >"$IMAGES/layers/config.json" <<J
 {"architecture": "$(go env GOARCH)", "os": "linux",
- "config": {"Entrypoint": $entrypoint, "Cmd": $command, "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
+ "config": {"Entrypoint": $entrypoint, "Cmd": $command, "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},
  "rootfs": {"type": "layers", "diff_ids": [$(joined "${sums[@]}")]}}
 J
   echo "[{\"Config\": \"config.json\", \"RepoTags\": [\"$ref\"], \"Layers\": [$(joined "${layers[@]}")]}]" >"$IMAGES/layers/manifest.json"

@@ -55,11 +55,12 @@ suite_prepare() {
   for name in $(nodes_on); do suite_door "$name"; done
 }
 
-# suite_door MACHINE: the tests come to a node by ssh, and there is a systemctl for its kubelet.
+# suite_door MACHINE: the tests come to a node by ssh, or enter it from a pod, and find a systemctl and a crictl there.
 suite_door() {
   [ -e "$PKI/ssh.key" ] || openssl genpkey -algorithm RSA -out "$PKI/ssh.key" 2>/dev/null
+  in_machine "$1" mountpoint -q /usr/local/bin || in_machine "$1" mount --bind "$HERE/lib/sbin" /usr/local/bin
   daemon_stop "$1" sshd
-  daemon "$1" sshd env PATH="$HERE/lib/sbin:$PATH" "$BIN/sshd" -key "$PKI/ssh.key"
+  daemon "$1" sshd env PATH="/usr/local/bin:$PATH" "$BIN/sshd" -key "$PKI/ssh.key"
 }
 
 # suite_run NAME DRIVER FLAG...: a run against the driver of that file, with its report in NAME.xml.
@@ -83,18 +84,22 @@ image_registries() {
 suite_summary() {
   local file=$SUITE/storage-suite.txt left
   "$BIN/summary" -title "Kubernetes $KUBERNETES, External.Storage" $(skip_files | sed 's/^/-skips /') "$SUITE"/*.xml >"$file"
-  left=$(suite_left_after 60)
+  left=$(suite_left_after 60) || left="not known: the cluster does not answer"
   printf '\nleft behind: %s\n' "${left:-nothing}" >>"$file"
   sed -n '1p;/^failed/,/^$/p;/^left/,$p' "$file"
   [ -z "$left" ]
 }
 
-# suite_left_after SECONDS: what is still left behind then.
+# suite_left_after SECONDS: what is still left behind then. Fails where that cannot be known.
 suite_left_after() {
-  local deadline=$((SECONDS + $1))
-  until [ -z "$(suite_left)" ] || [ $SECONDS -ge $deadline ]; do sleep 1; done
-  suite_left
+  local deadline=$((SECONDS + $1)) left
+  while left=$(suite_left) && [ -n "$left" ] && [ $SECONDS -lt $deadline ]; do sleep 1; done
+  echo "$left"
+  suite_asked
 }
+
+# suite_asked: the cluster answers.
+suite_asked() { kube get persistentvolumes,volumeattachments -o name >/dev/null; }
 
 # suite_left: volumes in the API; and on each node mounts, engines and devices without a server.
 suite_left() {

@@ -102,9 +102,9 @@ func session(channel ssh.Channel, requests <-chan *ssh.Request) {
 	}
 }
 
-// command returns the status that a shell would.
+// command returns the status that a shell would. The tests want it to be bash: they look for its words when a program is missing.
 func command(channel ssh.Channel, text string) uint32 {
-	c := exec.Command("/bin/sh", "-c", text)
+	c := exec.Command("/bin/bash", "-c", text)
 	c.Stdout, c.Stderr = channel, channel.Stderr()
 	err := c.Run()
 	slog.Info("command", "text", text, "error", err)
