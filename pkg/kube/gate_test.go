@@ -6,6 +6,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/kube/kubetest"
@@ -124,6 +129,30 @@ func TestDrainAsksTheGateOfThisProcess(t *testing.T) {
 		w.peer("").set(func(p *peer) { p.away = errors.New("starting") })
 		if c := d.state(w.ctx, "n2"); c.Reason != ReasonNodeUnreachable {
 			t.Errorf("the gate does not answer, and it says %s", c.Reason)
+		}
+	})
+}
+
+// TestEventsOutliveTheStartOfTheAPIServer: it forbids everything until it has read the roles, and record gives an Event up that the server refuses.
+func TestEventsOutliveTheStartOfTheAPIServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "data.1", errors.New("RBAC"))
+		final := func(err error) bool { _, is := errors.AsType[*apierrors.StatusError](err); return is }
+		s := &sink{}
+		time.Sleep(time.Hour)
+		if !final(s.tried(forbidden)) {
+			t.Error("who has no right tries for ever")
+		}
+		if err := s.tried(errors.New("connection refused")); err == nil || s.tried(nil) != nil {
+			t.Errorf("an API server that is away: %v", err)
+		}
+		time.Sleep(settling - time.Second)
+		if err := s.tried(forbidden); final(err) || err == nil {
+			t.Errorf("an API server that has just come back: %v", err)
+		}
+		time.Sleep(time.Second)
+		if !final(s.tried(forbidden)) {
+			t.Error("who has lost the right tries for ever")
 		}
 	})
 }

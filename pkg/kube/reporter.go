@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
@@ -62,7 +63,7 @@ func series(e *corev1.Event) string {
 
 // Run writes what is told until ctx ends.
 func (r *Reporter) Run(ctx context.Context) {
-	writing := r.broadcaster.StartRecordingToSink(sink{ctx, r.API})
+	writing := r.broadcaster.StartRecordingToSink(&sink{ctx: ctx, api: r.API})
 	<-ctx.Done()
 	r.broadcaster.Shutdown()
 	writing.Stop()
@@ -140,24 +141,41 @@ func attachmentReference(a *storagev1.VolumeAttachment) *corev1.ObjectReference 
 	return &corev1.ObjectReference{Kind: "VolumeAttachment", APIVersion: storagev1.SchemeGroupVersion.String(), Name: a.Name, UID: a.UID}
 }
 
-// sink writes Events.
+// sink writes Events, one after the other.
 type sink struct {
-	ctx context.Context // of Reporter.Run; record has none of its own
-	api *API
+	ctx  context.Context // of Reporter.Run; record has none of its own
+	api  *API
+	away time.Time // when the API server did not answer last
+}
+
+// settling is how long an API server that was away may refuse what it should not: until it has read the roles it answers FORBIDDEN.
+const settling = time.Minute
+
+// tried is err, where a refusal that passes is none that record takes for the server's last word: it is tried again.
+func (s *sink) tried(err error) error {
+	if _, answered := errors.AsType[*apierrors.StatusError](err); err != nil && !answered {
+		s.away = time.Now()
+	}
+	if apierrors.IsForbidden(err) && time.Since(s.away) < settling {
+		return fmt.Errorf("the API server has just come back: %s", err.Error())
+	}
+	return err
 }
 
 // Create implements record.EventSink.
-func (s sink) Create(e *corev1.Event) (*corev1.Event, error) {
-	return s.api.events(e.Namespace).create(s.ctx, e)
+func (s *sink) Create(e *corev1.Event) (*corev1.Event, error) {
+	out, err := s.api.events(e.Namespace).create(s.ctx, e)
+	return out, s.tried(err)
 }
 
 // Patch implements record.EventSink.
-func (s sink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
-	return s.api.events(e.Namespace).patch(s.ctx, e.Name, types.StrategicMergePatchType, json.RawMessage(patch))
+func (s *sink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	out, err := s.api.events(e.Namespace).patch(s.ctx, e.Name, types.StrategicMergePatchType, json.RawMessage(patch))
+	return out, s.tried(err)
 }
 
 // Update implements record.EventSink, which does not call it.
-func (s sink) Update(*corev1.Event) (*corev1.Event, error) {
+func (*sink) Update(*corev1.Event) (*corev1.Event, error) {
 	return nil, fmt.Errorf("%w: Events are patched", ErrForbidden)
 }
 
