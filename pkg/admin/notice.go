@@ -39,7 +39,7 @@ type Notice struct {
 	Node    volume.NodeID    `json:"node"`
 	Volume  volume.ID        `json:"volume"`
 	Kind    NoticeKind       `json:"kind"`
-	Epoch   volume.Epoch     `json:"epoch,omitempty"` // of the attachment
+	Epoch   volume.Epoch     `json:"epoch,omitempty"` // of the attachment; 0: not known, as the host does not know it
 	Message string           `json:"message"`
 	Receipt *receipt.Receipt `json:"receipt,omitempty"` // with Finished, Fenced, Forced
 }

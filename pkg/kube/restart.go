@@ -141,7 +141,7 @@ func unlessGone(err error) error {
 
 func lostNow(r detach.Report, n admin.Notice) bool {
 	a := r.Volume.Attachment
-	return r.Node != nil && r.Node.Device == detach.DeviceLost && a != nil && a.Node == n.Node && a.Epoch == n.Epoch
+	return r.Node != nil && r.Node.Device == detach.DeviceLost && a != nil && a.Node == n.Node && (n.Epoch == 0 || a.Epoch == n.Epoch)
 }
 
 // optedIn reads the volume's own parameter, or that of its StorageClass.

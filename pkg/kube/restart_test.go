@@ -257,3 +257,14 @@ func TestRestartsAreWrittenAndRead(t *testing.T) {
 		}
 	}
 }
+
+// The host of a machine knows its devices by their volumes, and no attachment.
+func TestRestartWhereTheEpochIsNotTold(t *testing.T) {
+	losing(t, "true", []kubetest.Object{pod("web-1")}, func(w *world) {
+		_, stop := w.lose(0)
+		defer stop()
+		if got := w.deleted(); !slices.Equal(got, []string{"web-1"}) {
+			t.Errorf("deleted: %v", got)
+		}
+	})
+}
