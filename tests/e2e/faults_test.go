@@ -310,5 +310,4 @@ func TestDeviceLost(t *testing.T) {
 	})
 	w.goesOn()
 	w.intact(said)
-	c.nothingOfOursDeleted()
 }

@@ -102,6 +102,7 @@ func start(t *testing.T) *cluster {
 	c := &cluster{T: t, space: fmt.Sprintf("%.40s-%d", name, time.Now().Unix()%100000)}
 	c.kubectl("create", "namespace", c.space)
 	t.Cleanup(func() {
+		c.nothingOfOursDeleted()
 		if t.Failed() {
 			c.tellAll()
 		}
