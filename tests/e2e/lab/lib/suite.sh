@@ -22,8 +22,9 @@ storage_suite() {
 # suite_whole: what harms the rest of the cluster goes last, one at a time.
 suite_whole() {
   local status=0
-  suite_run together "$DRIVER" --focus='External.Storage' --skip='\[Disruptive\]' --skip="$(suite_skipped)" || status=1
+  suite_run together "$DRIVER" --focus='External.Storage' --skip='\[Disruptive\]|support volume limits' --skip="$(suite_skipped)" || status=1
   can_grow_ext4 || suite_with_xfs || status=1
+  suite_of_limits || status=1
   PROCS=1 suite_run disruptive "$DRIVER" --focus='External.Storage.*\[Disruptive\]' --skip="$(suite_skipped)" || status=1
   return $status
 }
@@ -36,6 +37,12 @@ suite_with_xfs() {
   suite_run xfs "$SUITE/xfs.yaml" --focus="External.Storage.*($(suite_patterns "$SKIP_EXT4"))" || status=1
   kube delete -f "$E2E/storage-class-xfs.yaml"
   return $status
+}
+
+# suite_of_limits: as many volumes on a node as Belay promises. Space is not promised twice, so they are small.
+suite_of_limits() {
+  sed 's/{Min: [^,]*/{Min: 64Mi/' "$DRIVER" >"$SUITE/small.yaml"
+  suite_run limits "$SUITE/small.yaml" --focus='External.Storage.*should support volume limits'
 }
 
 suite_patterns() { "$BIN/summary" -patterns -skips "$1" | paste -sd'|'; }
