@@ -11,11 +11,11 @@ import (
 // TestUpgradeOfBelay: controller and nodes are exchanged by their rollouts under a workload, then the engines one by one. The host stays, since its end would take
 // the devices away; deleted by hand, it waits until nothing is staged, and only then does its successor come.
 func TestUpgradeOfBelay(t *testing.T) {
+	t.Cleanup(func() { restore(t) }) // when the workload is gone
 	c := start(t)
 	w := c.write("data", shape{})
 	p, handle := w.running(), w.handle()
 	before := c.version()
-	t.Cleanup(c.restore)
 	c.lab("image", "belay", "next", c.otherVersion("next"))
 	host := c.hostPod(p.Spec.NodeName)
 	for _, what := range []string{"ds/belay-node", "ds/belay-host", "deploy/belay-controller"} {
@@ -65,7 +65,8 @@ func TestUpgradeOfBelay(t *testing.T) {
 }
 
 // restore brings the version under test back.
-func (c *cluster) restore() {
+func restore(t *testing.T) {
+	t.Helper()
 	_, err := labTry("kubectl", "apply", "-k", filepath.Join(checkout, "tests/e2e/manifests"))
 	if err == nil {
 		_, err = labTry("kubectl", "-n", system, "delete", "pods", "-l", "app.kubernetes.io/component=host", "--timeout="+patience.String())
@@ -79,7 +80,7 @@ func (c *cluster) restore() {
 		err = rolledOut()
 	}
 	if err != nil {
-		c.Errorf("the version under test is not back: %v", err)
+		t.Errorf("the version under test is not back: %v", err)
 	}
 }
 
