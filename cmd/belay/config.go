@@ -41,6 +41,7 @@ type serveConfig struct {
 	AdminSocket    string
 	HTTPEndpoint   string
 	Overcommit     float64
+	MaxVolumes     int64
 	ForgottenAfter time.Duration
 	LogFormat      string
 	Verbosity      int
@@ -60,6 +61,7 @@ func (c *serveConfig) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&c.AdminSocket, "admin-socket", admin.DefaultSocket, "socket that the other commands ask")
 	f.StringVar(&c.HTTPEndpoint, "http-endpoint", defaultHTTP, "address of /metrics and /healthz, as :8080 (default: none)")
 	f.Float64Var(&c.Overcommit, "overcommit", defaultOvercommit, "how much is promised to volumes for each byte the stores have; volumes are thin")
+	f.Int64Var(&c.MaxVolumes, "max-volumes", driver.VolumesMax, "how many volumes may be in use on this machine at once, each with an engine process of its own; 0: no limit")
 	f.DurationVar(&c.ForgottenAfter, "forgotten-after", detach.ForgottenAfter, "how long after its last target went a staged volume counts as forgotten by the orchestrator")
 	f.BoolVar(&c.WithoutResend, "without-resend", false, "start a host that behaves as on a kernel before 6.9")
 	_ = f.MarkHidden("without-resend")
@@ -69,6 +71,14 @@ func (c *serveConfig) addFlags(f *pflag.FlagSet) {
 func addLogFlags(f *pflag.FlagSet, format *string, verbosity *int) {
 	f.StringVar(format, "log-format", telemetry.Text, "form of the log: text or json")
 	f.IntVarP(verbosity, "verbosity", "v", 0, "0 logs changes of state, 1 and more everything")
+}
+
+// volumesMax is the limit as the driver wants it: negative for none.
+func (c *serveConfig) volumesMax() int64 {
+	if c.MaxVolumes == 0 {
+		return -1
+	}
+	return c.MaxVolumes
 }
 
 var driverName = regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9.]{0,61}[a-zA-Z0-9])?$`)
@@ -139,6 +149,8 @@ func (c *serveConfig) checkRest() error {
 	switch {
 	case !(c.Overcommit >= 1 && c.Overcommit <= 1000): // refuses NaN too
 		return fmt.Errorf("--overcommit %v: want 1 to 1000", c.Overcommit)
+	case c.MaxVolumes < 0:
+		return fmt.Errorf("--max-volumes %d: want 0 or more", c.MaxVolumes)
 	case c.ForgottenAfter <= 0:
 		return fmt.Errorf("--forgotten-after %v: want a positive duration", c.ForgottenAfter)
 	case c.Verbosity < 0:
@@ -154,7 +166,7 @@ func (c *serveConfig) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("endpoint", c.Endpoint), slog.String("nodeid", c.NodeID), slog.String("drivername", c.DriverName),
 		slog.Any("store", c.Stores), slog.String("state", c.State), slog.String("admin-socket", c.AdminSocket),
-		slog.String("http-endpoint", c.HTTPEndpoint), slog.Float64("overcommit", c.Overcommit),
+		slog.String("http-endpoint", c.HTTPEndpoint), slog.Float64("overcommit", c.Overcommit), slog.Int64("max-volumes", c.MaxVolumes),
 		slog.Duration("forgotten-after", c.ForgottenAfter), slog.Int("v", c.Verbosity),
 	)
 }

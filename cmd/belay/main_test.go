@@ -435,6 +435,7 @@ func TestServeChecksItsFlags(t *testing.T) {
 		"--admin-socket":    func(c *serveConfig) { c.AdminSocket = "x" },
 		"--admin-socket =":  func(c *serveConfig) { c.AdminSocket = "/run/x//csi.sock" },
 		"--overcommit":      func(c *serveConfig) { c.Overcommit = 0.5 },
+		"--max-volumes":     func(c *serveConfig) { c.MaxVolumes = -1 },
 		"--forgotten-after": func(c *serveConfig) { c.ForgottenAfter = 0 },
 		"-v":                func(c *serveConfig) { c.Verbosity = -1 },
 		"--log-format":      func(c *serveConfig) { c.LogFormat = "xml" },

@@ -184,7 +184,7 @@ func (s *service) startDriver(context.Context) (err error) {
 	s.driver, err = driver.New(driver.Config{
 		Version: version, NodeID: s.config.node, Name: s.config.DriverName, Control: s.engine, Engine: s.engine,
 		Gate: s.gate, Agent: s.agent, Mounter: s.mounter, Log: s.log, Observe: s.metrics.Call, Events: s.tell.driver(),
-		Local: s.config.cluster != nil,
+		Local: s.config.cluster != nil, VolumesMax: s.config.volumesMax(),
 	})
 	return err
 }
