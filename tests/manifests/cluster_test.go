@@ -73,7 +73,7 @@ func TestNodeService(t *testing.T) {
 		t.Errorf("port %v", port)
 	}
 	w := one(t, "DaemonSet", "belay-node")
-	named(t, named(t, w.Pod().Objects("containers"), "belay").Objects("ports"), port.Text("targetPort"))
+	named(t, named(t, containers(w.Pod()), "belay").Objects("ports"), port.Text("targetPort"))
 	selects(t, s, w, "spec", "selector")
 }
 

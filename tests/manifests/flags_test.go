@@ -33,7 +33,7 @@ var sidecars = map[string]sidecar{
 func TestSidecars(t *testing.T) {
 	seen := map[string]bool{}
 	for _, w := range workloads(t) {
-		for _, c := range w.Pod().Objects("containers") {
+		for _, c := range containers(w.Pod()) {
 			if c.Text("name") == "belay" {
 				continue
 			}
@@ -72,7 +72,7 @@ func checkFlags(t *testing.T, image string, known sidecar, args []string) {
 func TestSocketsAgree(t *testing.T) {
 	const socket = "/csi/csi.sock"
 	for _, w := range workloads(t)[:2] {
-		for _, c := range w.Pod().Objects("containers") {
+		for _, c := range containers(w.Pod()) {
 			want := "--csi-address=" + socket
 			if c.Text("name") == "belay" {
 				want = "--endpoint=unix://" + socket
@@ -84,7 +84,7 @@ func TestSocketsAgree(t *testing.T) {
 	}
 	const registered = "--kubelet-registration-path=/var/lib/kubelet/plugins/csi.belay.storage/csi.sock"
 	pod := one(t, "DaemonSet", "belay-node").Pod()
-	if !slices.Contains(named(t, pod.Objects("containers"), "csi-node-driver-registrar").Texts("args"), registered) {
+	if !slices.Contains(named(t, containers(pod), "csi-node-driver-registrar").Texts("args"), registered) {
 		t.Errorf("kubelet is not told %s", registered)
 	}
 	if got := named(t, pod.Objects("volumes"), "plugin").Text("hostPath", "path"); got != "/var/lib/kubelet/plugins/csi.belay.storage" {
@@ -110,7 +110,7 @@ func TestBelayKnowsItsFlags(t *testing.T) {
 	}
 	lines := [][]string{{"controller", "--manage-certificates=false", "--fence-expired-leases"}, {"node", "--store=/var/lib/belay/stores/a"}}
 	for _, w := range workloads(t) {
-		c := named(t, w.Pod().Objects("containers"), "belay")
+		c := named(t, containers(w.Pod()), "belay")
 		lines = append(lines, c.Texts("args"))
 		if hook := c.Texts("lifecycle", "preStop", "exec", "command"); len(hook) > 0 {
 			lines = append(lines, hook[1:])

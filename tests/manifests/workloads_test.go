@@ -13,15 +13,33 @@ func workloads(t *testing.T) []Object {
 	return []Object{one(t, "Deployment", "belay-controller"), one(t, "DaemonSet", "belay-node"), one(t, "DaemonSet", "belay-host")}
 }
 
+// containers are all of a pod's, those first that end last.
+func containers(pod Object) []Object {
+	return slices.Concat(pod.Objects("initContainers"), pod.Objects("containers"))
+}
+
+// TestSidecarsEndLast: while the driver of a machine waits for volumes to be unstaged, kubelet must still know of it and be answered: its sidecars are such as
+// Kubernetes ends after it (restartPolicy Always of an init container). Ended together, registrar first, nobody could unstage any more.
+func TestSidecarsEndLast(t *testing.T) {
+	pod := one(t, "DaemonSet", "belay-node").Pod()
+	if own := pod.Objects("containers"); len(own) != 1 || own[0].Text("name") != "belay" {
+		t.Errorf("%d containers end at once", len(own))
+	}
+	for _, w := range workloads(t) {
+		for _, c := range w.Pod().Objects("initContainers") {
+			if c.Text("restartPolicy") != "Always" {
+				t.Errorf("%s %s is waited for", w, c.Text("name"))
+			}
+		}
+	}
+}
+
 // pinned is an image with a version.
 var pinned = regexp.MustCompile(`^[a-z0-9./-]+:v?[0-9]+\.[0-9]+\.[0-9]+$`)
 
 func TestContainers(t *testing.T) {
 	for _, w := range workloads(t) {
-		if w.Pod().At("initContainers") != nil {
-			t.Errorf("%s has init containers, which the tests here do not look at", w)
-		}
-		for _, c := range w.Pod().Objects("containers") {
+		for _, c := range containers(w.Pod()) {
 			what := w.String() + " " + c.Text("name")
 			if !pinned.MatchString(c.Text("image")) {
 				t.Errorf("%s: image %q is not pinned", what, c.Text("image"))
@@ -81,7 +99,7 @@ func TestNothingEndsTheHost(t *testing.T) {
 	if w.Text("spec", "updateStrategy", "type") != "OnDelete" {
 		t.Error("an update of the manifests would end the host")
 	}
-	c := named(t, w.Pod().Objects("containers"), "belay")
+	c := named(t, containers(w.Pod()), "belay")
 	for _, probe := range []string{"livenessProbe", "startupProbe"} {
 		if c.At(probe) != nil {
 			t.Errorf("a %s that fails would end the host", probe)
@@ -100,7 +118,7 @@ func checkWaits(t *testing.T, w Object, role string) {
 	if grace, _ := w.Pod().At("terminationGracePeriodSeconds").(int); grace < day {
 		t.Errorf("%s waits %d s for staged volumes, then takes their devices away", w, grace)
 	}
-	c := named(t, w.Pod().Objects("containers"), "belay")
+	c := named(t, containers(w.Pod()), "belay")
 	if got := c.Texts("lifecycle", "preStop", "exec", "command"); !slices.Equal(got, []string{"/usr/bin/belay", "prestop", role}) {
 		t.Errorf("%s: preStop is %v", w, got)
 	}
@@ -109,7 +127,7 @@ func checkWaits(t *testing.T, w Object, role string) {
 func TestNode(t *testing.T) {
 	w := one(t, "DaemonSet", "belay-node")
 	checkWaits(t, w, "node")
-	c := named(t, w.Pod().Objects("containers"), "belay")
+	c := named(t, containers(w.Pod()), "belay")
 	if c.At("resources", "limits", "memory") != nil {
 		t.Error("at a limit the kernel would end a detach in progress")
 	}
@@ -129,7 +147,7 @@ func TestNode(t *testing.T) {
 func TestMountsAreNotPinned(t *testing.T) {
 	for _, name := range []string{"belay-node", "belay-host"} {
 		pod := one(t, "DaemonSet", name).Pod()
-		for _, c := range pod.Objects("containers") {
+		for _, c := range containers(pod) {
 			for _, m := range c.Objects("volumeMounts") {
 				path := named(t, pod.Objects("volumes"), m.Text("name")).Text("hostPath", "path")
 				if path == "/var/lib/kubelet" && name == "belay-host" {
@@ -148,7 +166,7 @@ func TestHostAndNodeShareTheMachine(t *testing.T) {
 	for _, path := range []string{"/dev", "/run/belay", "/var/lib/belay"} {
 		for _, name := range []string{"belay-node", "belay-host"} {
 			pod := one(t, "DaemonSet", name).Pod()
-			c := named(t, pod.Objects("containers"), "belay")
+			c := named(t, containers(pod), "belay")
 			if !slices.ContainsFunc(c.Objects("volumeMounts"), func(m Object) bool {
 				return m.Text("mountPath") == path && named(t, pod.Objects("volumes"), m.Text("name")).Text("hostPath", "path") == path
 			}) {
@@ -162,7 +180,7 @@ func TestHostAndNodeShareTheMachine(t *testing.T) {
 func TestPortsAndProbes(t *testing.T) {
 	for _, w := range workloads(t) {
 		ports, numbers := map[string]bool{}, map[any]bool{}
-		for _, c := range w.Pod().Objects("containers") {
+		for _, c := range containers(w.Pod()) {
 			for _, p := range c.Objects("ports") {
 				if ports[p.Text("name")] || numbers[p.At("containerPort")] {
 					t.Errorf("%s has port %v twice", w, p)
@@ -170,7 +188,7 @@ func TestPortsAndProbes(t *testing.T) {
 				ports[p.Text("name")], numbers[p.At("containerPort")] = true, true
 			}
 		}
-		for _, c := range w.Pod().Objects("containers") {
+		for _, c := range containers(w.Pod()) {
 			for _, probe := range []string{"startupProbe", "livenessProbe", "readinessProbe"} {
 				if port := c.Text(probe, "httpGet", "port"); port != "" && !ports[port] {
 					t.Errorf("%s %s: %s asks port %s, which nobody has", w, c.Text("name"), probe, port)
