@@ -113,3 +113,30 @@ func (c *cluster) engineVersion(handle string) string {
 	c.Fatal(fmt.Errorf("volume %s is not listed", handle))
 	return ""
 }
+
+// TestPodsOfAMachineDeletedInUse: the pods of node and host are ended together while a volume is in use, as a machine does that is shut down. Both wait until it is
+// unstaged, and kubelet can still have that done: its registration stays for as long as the driver does.
+func TestPodsOfAMachineDeletedInUse(t *testing.T) {
+	c := start(t)
+	w := c.write("data", shape{})
+	p, handle := w.running(), w.handle()
+	host := c.hostPod(p.Spec.NodeName)
+	c.kubectl("-n", system, "delete", "pods", "-l", "app.kubernetes.io/component in (host,node)", "--field-selector=spec.nodeName="+p.Spec.NodeName, "--wait=false")
+	c.meanwhile(10*time.Second, "the workload is unharmed", w.unharmed(p))
+	said, err := w.said(p.Metadata.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.scale("Deployment", 0)
+	c.eventually("detached", c.detached(c.volumeName("data")))
+	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
+	c.eventually("the next host runs", func() error {
+		if now := c.hostPod(p.Spec.NodeName); now.Metadata.UID == host.Metadata.UID || !now.ready() {
+			return errors.New("it is the old one, or is not ready")
+		}
+		return nil
+	})
+	w.scale("Deployment", 1)
+	w.goesOn()
+	w.intact(said)
+}
