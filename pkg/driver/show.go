@@ -37,6 +37,7 @@ type publication struct {
 	staging string
 	target  detach.Target
 	want    capability
+	epoch   volume.Epoch // of the attachment; 0: not told
 }
 
 func (d *Driver) parsePublication(r *csi.NodePublishVolumeRequest) (publication, error) {
@@ -54,13 +55,19 @@ func (d *Driver) parsePublication(r *csi.NodePublishVolumeRequest) (publication,
 	if err := checkPath("staging path", r.GetStagingTargetPath()); err != nil {
 		return publication{}, fmt.Errorf("volume %s: %w", id, err)
 	}
-	p := publication{id: id, staging: r.GetStagingTargetPath(), want: want}
+	p := publication{id: id, staging: r.GetStagingTargetPath(), want: want, epoch: epochOf(r.GetPublishContext())}
 	p.target = detach.Target{Path: r.GetTargetPath(), ReadOnly: r.GetReadonly() || want.readOnly() || slices.Contains(want.flags, "ro")}
 	return p, nil
 }
 
 func (d *Driver) nodePublish(ctx context.Context, p publication) error {
 	e, err := d.staged(ctx, p)
+	if s, anew := d.restageable(ctx, p, err); anew {
+		if err := d.stage(ctx, s); err != nil {
+			return err
+		}
+		e, err = d.staged(ctx, p)
+	}
 	if err != nil {
 		return err
 	}

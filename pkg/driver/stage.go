@@ -52,11 +52,11 @@ func (d *Driver) parseStaging(r *csi.NodeStageVolumeRequest) (staging, error) {
 	if err != nil {
 		return staging{}, fmt.Errorf("volume %s: %w", id, err)
 	}
-	epoch, err := strconv.ParseUint(r.GetPublishContext()[contextEpoch], 10, 64)
-	if err != nil || epoch == 0 {
+	epoch := epochOf(r.GetPublishContext())
+	if epoch == 0 {
 		return staging{}, invalid("volume %s: publish context: %s is missing or no number; it comes from ControllerPublishVolume", id, contextEpoch)
 	}
-	at := volume.Attachment{Volume: id, Node: d.NodeID, Epoch: volume.Epoch(epoch)}
+	at := volume.Attachment{Volume: id, Node: d.NodeID, Epoch: epoch}
 	return staging{at: at, path: r.GetStagingTargetPath(), want: want}, nil
 }
 
@@ -124,6 +124,15 @@ func admitsStaging(v engine.Volume, s staging) error {
 		return invalid("it is made for %s and cannot be staged with %s", filesystemOf(v), s.want.fsType)
 	}
 	return nil
+}
+
+// epochOf is what ControllerPublishVolume has put into the publish context; 0 where that says nothing.
+func epochOf(publishContext map[string]string) volume.Epoch {
+	n, err := strconv.ParseUint(publishContext[contextEpoch], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return volume.Epoch(n)
 }
 
 func (s staging) entry(v engine.Volume) detach.Entry {
