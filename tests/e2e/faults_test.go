@@ -299,7 +299,7 @@ func TestDeviceLost(t *testing.T) {
 	if !c.killExactly(p.Spec.NodeName, "belay (host|engine)") {
 		t.Fatal("nothing to kill")
 	}
-	c.eventually("people are told", c.told("PersistentVolumeClaim", "data", "DeviceLost"))
+	c.eventually("people are told", c.told("PersistentVolumeClaim", "data", "RestartRequested", "was lost"))
 	c.eventually("the pod is asked to make room", c.told("Pod", p.Metadata.Name, "RestartRequested"))
 	c.eventually("another pod runs", func() error {
 		now, err := w.pod()
