@@ -108,7 +108,19 @@ func (s *Session) finish(ctx context.Context) error {
 // A store that was moved away still takes writes through open files, but nobody would find them there.
 func (s *Session) present() error {
 	v := s.view.Load()
-	absent := each(v.voters(), func(r *replica) error {
+	absent, err := s.quorate(v)
+	if err != nil {
+		return err
+	}
+	if missing := absent.among(v.config.Members); len(missing) > 0 {
+		return s.exclude(missing)
+	}
+	return nil
+}
+
+// quorate returns the voters that are not found where they belong. ErrUnavailable where the others are no majority, or none of them a member.
+func (s *Session) quorate(v *view) (absent failures, err error) {
+	absent = each(v.voters(), func(r *replica) error {
 		if err := r.Failed(); err != nil {
 			return err
 		}
@@ -120,13 +132,10 @@ func (s *Session) present() error {
 	}
 	here = here.Without(absent.set())
 	if !quorum.Committed(here, len(v.config.Voters)) || here&v.config.Members == 0 {
-		return fmt.Errorf("%w: volume %s: %d of %d replicas are there, %d are needed: %w", engine.ErrUnavailable, s.id,
+		err = fmt.Errorf("%w: volume %s: %d of %d replicas are there, %d are needed: %w", engine.ErrUnavailable, s.id,
 			here.Len(), len(v.config.Voters), quorum.Majority(len(v.config.Voters)), absent.err())
 	}
-	if missing := absent.among(v.config.Members); len(missing) > 0 {
-		return s.exclude(missing)
-	}
-	return nil
+	return absent, err
 }
 
 func (f failures) among(s quorum.Set) (out failures) {

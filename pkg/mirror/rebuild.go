@@ -308,11 +308,31 @@ func writeRegionEntries(r *replica, index int64, entries *[store.RegionBlocks]di
 	return r.WriteEntries(raw, index*store.PagesPerRegion)
 }
 
-// admit makes r a member once everything on it is durable. Requests wait for the last sync.
+// admit makes r a member once everything on it is durable. Requests wait for the last sync. Where too few voters are there to agree nobody is
+// asked, so that r, should it fail, concerns nobody.
 func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
 	v := s.view.Load()
+	targets := v.targets.Without(quorum.SetOf(r.index))
+	if err := s.readyToJoin(v, r, sums); err != nil {
+		s.setView(v.config, targets)
+		return err
+	}
+	next := v.config
+	next.Members = next.Members.With(r.index)
+	if err := s.commit(next, true); errors.Is(err, engine.ErrUnavailable) {
+		return errors.Join(err, s.joinInDoubt(r, targets))
+	} else if err != nil {
+		return err
+	}
+	s.joined(r, s.Config(), targets)
+	s.log.Info("replica is in sync again", "volume", s.id, "replica", r.id())
+	return nil
+}
+
+// readyToJoin makes what r holds durable and its own account of it true: its sums, its map, and that it has lost nothing since.
+func (s *Session) readyToJoin(v *view, r *replica, sums map[int64]digest.Sum) error {
 	clean := make([]int64, 0, len(sums))
 	for i := range sums {
 		if s.regions.get(i) == nil {
@@ -321,7 +341,8 @@ func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 			delete(sums, i)
 		}
 	}
-	err := errors.Join(s.rebuildRefusal(), r.Sync())
+	_, err := s.quorate(v)
+	err = errors.Join(s.rebuildRefusal(), err, r.Sync())
 	if err == nil {
 		err = r.WriteSums(sums)
 	}
@@ -331,19 +352,26 @@ func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 	if err == nil {
 		err = r.Mark(false) // it joins anew, with everything durable
 	}
-	targets := v.targets.Without(quorum.SetOf(r.index))
-	if err != nil {
-		s.setView(v.config, targets)
-		return err
+	return err
+}
+
+// joinInDoubt is what follows where r was proposed as a member and no majority has agreed. Some may have, and hold that for the newest there is, so that
+// whoever comes next takes r for a member. It is one from here on: nothing is acknowledged that it does not have, until a majority
+// has excluded it. The caller holds gate for writing.
+func (s *Session) joinInDoubt(r *replica, targets quorum.Set) error {
+	c := s.Config()
+	c.Members = c.Members.With(r.index)
+	s.joined(r, c, targets)
+	s.log.Warn("replica counts as in sync, but a majority has not agreed to it yet", "volume", s.id, "replica", r.id())
+	if err := r.Failed(); err != nil {
+		return s.excludeLocked(failures{{r, err}})
 	}
-	next := v.config
-	next.Members = next.Members.With(r.index)
-	if err := s.commit(next, true); err != nil {
-		return err
-	}
-	s.setView(s.Config(), targets)
-	r.lossy = false // it joined anew, with everything durable
-	s.log.Info("replica is in sync again", "volume", s.id, "replica", r.id())
-	s.events.replicas(s)
 	return nil
+}
+
+// joined is what follows where r is a member, in c.
+func (s *Session) joined(r *replica, c quorum.Config, targets quorum.Set) {
+	s.setView(c, targets)
+	r.lossy = false // it joined anew, with everything durable
+	s.events.replicas(s)
 }
