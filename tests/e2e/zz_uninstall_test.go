@@ -22,7 +22,7 @@ func TestUninstall(t *testing.T) {
 		}
 		return nil
 	})
-	c.kubectl("delete", "-k", filepath.Join(checkout, "tests/e2e/manifests"), "--timeout="+patience.String())
+	c.lab("kubectl", "delete", "-k", filepath.Join(checkout, "tests/e2e/manifests"), "--timeout="+patience.String())
 	for _, kind := range []string{"namespaces", "csidrivers", "storageclasses", "clusterroles", "clusterrolebindings", "validatingadmissionpolicies", "validatingadmissionpolicybindings", "volumeattachments"} {
 		for name := range strings.FieldsSeq(c.kubectl("get", kind, "-o", "name")) {
 			if strings.Contains(name, "belay") {
