@@ -46,9 +46,10 @@ func (v *view) last() *disk {
 	return v.altered
 }
 
-// vanish has a store go away for a while.
+// vanish has a store go away for a while. Where one lies no other goes: the liar could be left as the only member, and the content of a block that rots on it
+// then, in a region that its engine died writing in, is told by nothing from a write that was not flushed (pkg/mirror/DESIGN.md, Unsettled blocks).
 func (w *world) vanish(why string, d *disk) {
-	if d == nil || d.name == "" || w.healed() {
+	if d == nil || d.name == "" || w.healed() || w.plan.liar >= 0 && d != w.disks[w.plan.liar] {
 		return
 	}
 	w.invariants.proposedOn(d)
