@@ -166,6 +166,7 @@ func FuzzExpansion(f *testing.F) {
 // FuzzStaging: what is staged has an ID, an epoch, this node, and a path that leads nowhere else.
 func FuzzStaging(f *testing.F) {
 	f.Add("pvc-1", "/var/lib/kubelet/staging", "7", uint8(1))
+	f.Add("pvc-1@n2", "/var/lib/kubelet/staging", "7", uint8(1))
 	f.Add("../..", "/a/../b", "-1", uint8(1))
 	f.Add("pvc-1", "/a", "18446744073709551616", uint8(2))
 	f.Add("pvc-1", "/a\x00", "+7", uint8(2))
@@ -175,7 +176,7 @@ func FuzzStaging(f *testing.F) {
 			VolumeId: id, StagingTargetPath: path, VolumeCapability: capabilityOf(kind, 1, "", "", ""), PublishContext: map[string]string{contextEpoch: epoch},
 		})
 		if err != nil {
-			answered(t, err, codes.InvalidArgument)
+			answered(t, err, codes.InvalidArgument, codes.NotFound)
 			return
 		}
 		if string(s.at.Volume) != id || s.at.Node != "node-1" || s.at.Epoch == 0 || s.path != path || !confined(path) {
@@ -198,7 +199,7 @@ func FuzzPublication(f *testing.F) {
 		in := capabilityOf(kind, mode, "", flag, "")
 		p, err := (&Driver{}).parsePublication(&csi.NodePublishVolumeRequest{VolumeId: id, StagingTargetPath: stage, TargetPath: target, VolumeCapability: in, Readonly: readOnly})
 		if err != nil {
-			answered(t, err, codes.InvalidArgument)
+			answered(t, err, codes.InvalidArgument, codes.NotFound)
 			return
 		}
 		if string(p.id) != id || p.staging != stage || p.target.Path != target || !confined(stage) || !confined(target) {
