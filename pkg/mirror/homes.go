@@ -20,7 +20,7 @@ func (h home) open(fsys vfs.FS, installation quorum.UUID) (*store.Dir, error) {
 	if _, err := fsys.Stat(filepath.Join(h.Path, store.IdentityFile)); err != nil {
 		return nil, fmt.Errorf("store %s (%s) is not in its directory; is its disk mounted? %w", h.Path, h.ID, err)
 	}
-	d, err := store.OpenDir(fsys, h.Path, installation)
+	d, err := store.FindDir(fsys, h.Path, installation)
 	if err == nil && d.ID() != h.ID {
 		return nil, fmt.Errorf("%w: directory %s holds store %s where %s was", store.ErrForeign, h.Path, d.ID(), h.ID)
 	}

@@ -103,7 +103,11 @@ func (s *stores) take(p *place) error {
 }
 
 func (s *stores) takeDir(p *place, id quorum.UUID, seen bool) error {
-	dir, err := store.OpenDir(s.fs, p.path, s.installation)
+	open := store.OpenDir
+	if seen {
+		open = store.FindDir
+	}
+	dir, err := open(s.fs, p.path, s.installation)
 	if err != nil {
 		return err
 	}

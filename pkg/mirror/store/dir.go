@@ -42,10 +42,21 @@ type Dir struct {
 // ErrNotStore a directory that holds other things, and with ErrDamaged or ErrFormat a store that it cannot identify.
 func OpenDir(fsys vfs.FS, name string, installation quorum.UUID) (*Dir, error) {
 	d := &Dir{fs: fsys, path: path.Clean(name)}
-	if !path.IsAbs(name) || installation.IsZero() {
-		return nil, fmt.Errorf("store %s: %w: want an absolute path and an installation", name, volume.ErrInvalid)
+	return d.opened(installation, func() error { return d.recognize(installation) })
+}
+
+// FindDir is OpenDir, and never makes a store: an error that wraps fs.ErrNotExist where none is there. A disk can go away at any moment, and
+// leaves an empty directory.
+func FindDir(fsys vfs.FS, name string, installation quorum.UUID) (*Dir, error) {
+	d := &Dir{fs: fsys, path: path.Clean(name)}
+	return d.opened(installation, d.identify)
+}
+
+func (d *Dir) opened(installation quorum.UUID, recognize func() error) (*Dir, error) {
+	if !path.IsAbs(d.path) || installation.IsZero() {
+		return nil, fmt.Errorf("store %s: %w: want an absolute path and an installation", d.path, volume.ErrInvalid)
 	}
-	if err := d.recognize(installation); err != nil {
+	if err := recognize(); err != nil {
 		return nil, d.errorf("%w", err)
 	}
 	if d.id.Installation != installation {

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 	"testing"
@@ -178,4 +179,28 @@ func FuzzIdentity(f *testing.F) {
 			t.Errorf("%+v encodes as %+v, %v", id, again, err)
 		}
 	})
+}
+
+// Where a store is known its disk may go away between two looks: nothing is made in the directory beneath.
+func TestFindDirMakesNothing(t *testing.T) {
+	m := vfs.NewMem()
+	must(t, vfs.MakeDirs(m, "/disk/store"))
+	if _, err := FindDir(m, "/disk/store", installation); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an empty directory: %v", err)
+	}
+	if left, err := m.ReadDir("/disk/store"); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := FindDir(m, "/disk/none", installation); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
+	}
+	made := openStore(t, m)
+	found, err := FindDir(m, made.Path(), installation)
+	must(t, err)
+	if found.ID() != made.ID() {
+		t.Error("it found another store")
+	}
+	if _, err := FindDir(m, made.Path(), quorum.UUID{9}); !errors.Is(err, ErrForeign) {
+		t.Errorf("another installation's: %v", err)
+	}
 }
