@@ -121,10 +121,8 @@ func (s *service) waitForHost(ctx context.Context) error {
 			s.log.Warn("waiting for the host of this machine", "error", err)
 			told = true
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for the host of this machine: %w", errors.Join(err, context.Cause(ctx)))
-		case <-time.After(every):
+		if ended := pause(ctx, every); ended != nil {
+			return fmt.Errorf("waiting for the host of this machine: %w", errors.Join(err, ended))
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -51,19 +50,10 @@ func (d *Driver) ControllerGetVolumeHealth(ctx context.Context, r *csi.Controlle
 
 // ControllerListVolumeHealth implements csi.ControllerServer: it lists the volumes that something ails.
 func (d *Driver) ControllerListVolumeHealth(ctx context.Context, r *csi.ControllerListVolumeHealthRequest) (*csi.ControllerListVolumeHealthResponse, error) {
-	if r.GetMaxEntries() < 0 {
-		return nil, invalid("max_entries: %d is negative", r.GetMaxEntries())
-	}
-	after, err := parseToken(r.GetStartingToken())
+	page, next, err := d.page(ctx, r, func(v engine.Volume) bool { return len(healthOf(v)) > 0 })
 	if err != nil {
 		return nil, err
 	}
-	all, err := d.Control.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ailing := slices.DeleteFunc(slices.Clone(all), func(v engine.Volume) bool { return len(healthOf(v)) == 0 })
-	page, next := paginate(ailing, after, int(r.GetMaxEntries()))
 	response := &csi.ControllerListVolumeHealthResponse{NextToken: next}
 	for _, v := range page {
 		health, err := d.healthMessage(v)

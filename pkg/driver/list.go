@@ -18,18 +18,10 @@ const tokenPrefix = "after:"
 
 // ListVolumes implements csi.ControllerServer.
 func (d *Driver) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	if r.GetMaxEntries() < 0 {
-		return nil, invalid("max_entries: %d is negative", r.GetMaxEntries())
-	}
-	after, err := parseToken(r.GetStartingToken())
+	page, next, err := d.page(ctx, r, func(engine.Volume) bool { return true })
 	if err != nil {
 		return nil, err
 	}
-	all, err := d.Control.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	page, next := paginate(all, after, int(r.GetMaxEntries()))
 	response := &csi.ListVolumesResponse{NextToken: next}
 	for _, v := range page {
 		message, err := d.volumeMessage(v)
@@ -42,6 +34,30 @@ func (d *Driver) ListVolumes(ctx context.Context, r *csi.ListVolumesRequest) (*c
 		})
 	}
 	return response, nil
+}
+
+// page returns the volumes that a list is asked for, of those wanted, and the token of what follows.
+func (d *Driver) page(ctx context.Context, r listRequest, wanted func(engine.Volume) bool) ([]engine.Volume, string, error) {
+	if r.GetMaxEntries() < 0 {
+		return nil, "", invalid("max_entries: %d is negative", r.GetMaxEntries())
+	}
+	after, err := parseToken(r.GetStartingToken())
+	if err != nil {
+		return nil, "", err
+	}
+	all, err := d.Control.List(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	all = slices.DeleteFunc(slices.Clone(all), func(v engine.Volume) bool { return !wanted(v) })
+	list, next := paginate(all, after, int(r.GetMaxEntries()))
+	return list, next, nil
+}
+
+// listRequest is a request for a list in pages.
+type listRequest interface {
+	GetMaxEntries() int32
+	GetStartingToken() string
 }
 
 func parseToken(token string) (volume.ID, error) {

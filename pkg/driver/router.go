@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -191,10 +192,8 @@ func (r *Router) ours(ctx context.Context, node volume.NodeID) error {
 	if err != nil {
 		return answer(codes.Unavailable, "the nodes cannot be listed: %v", err)
 	}
-	for _, n := range known {
-		if n == node {
-			return nil
-		}
+	if slices.Contains(known, node) {
+		return nil
 	}
 	return answer(codes.NotFound, "node %s: no node of that name has the driver %s", node, r.Name)
 }

@@ -23,18 +23,13 @@ func (m *Mounter) copies(path string) (map[uint64]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, e := range slices.Backward(own) {
-		if e.Path != path {
-			continue
-		}
-		on := parentOf(own, e)
-		if on.peers == 0 {
-			return nil, nil
-		}
-		tables, err := allTables()
-		return copiesOf(e, on, tables), err
+	e, mounted := topmost(own, path)
+	on := parentOf(own, e)
+	if !mounted || on.peers == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	tables, err := allTables()
+	return copiesOf(e, on, tables), err
 }
 
 // allTables lists the mounts of every mount namespace.
@@ -52,8 +47,11 @@ func copiesOf(e, on Entry, tables [][]Entry) map[uint64]bool {
 	reached, where, found := reachedFrom(on.peers, tables), spot(e, on), map[uint64]bool{}
 	for _, table := range tables {
 		for _, f := range table {
+			if f.device != e.device {
+				continue
+			}
 			under := parentOf(table, f)
-			if (reached[under.peers] || reached[under.master]) && f.device == e.device && spot(f, under) == where {
+			if (reached[under.peers] || reached[under.master]) && spot(f, under) == where {
 				found[f.id] = true
 			}
 		}
@@ -63,10 +61,10 @@ func copiesOf(e, on Entry, tables [][]Entry) map[uint64]bool {
 
 // reachedFrom are the peer groups to which what happens on a mount of the group is propagated: itself, those that have it as master, and so on.
 func reachedFrom(g group, tables [][]Entry) map[group]bool {
-	reached := map[group]bool{g: true}
+	reached, all := map[group]bool{g: true}, slices.Concat(tables...)
 	for more := true; more; {
 		more = false
-		for _, e := range slices.Concat(tables...) {
+		for _, e := range all {
 			if e.peers != 0 && reached[e.master] && !reached[e.peers] {
 				reached[e.peers], more = true, true
 			}

@@ -45,12 +45,18 @@ func (m *Mounter) At(path string) (Entry, bool, error) {
 	if err != nil {
 		return Entry{}, false, err
 	}
-	for _, e := range slices.Backward(all) {
-		if e.Path == real {
-			return e, true, nil
+	e, mounted := topmost(all, real)
+	return e, mounted, nil
+}
+
+// topmost is the mount in the table that covers all others on the very same path.
+func topmost(table []Entry, path string) (Entry, bool) {
+	for _, e := range slices.Backward(table) {
+		if e.Path == path {
+			return e, true
 		}
 	}
-	return Entry{}, false, nil
+	return Entry{}, false
 }
 
 // Of returns the mounts of the device's filesystem and the bind mounts of its node, in this process's mount namespace.
