@@ -9,6 +9,7 @@ hostname "$name"
 bind() { mount --bind "$1" "$2"; mount --make-private "$2"; mount --make-shared "$2"; } # not a peer of where it lies: mounts would be seen twice
 bind "$dir/var-lib" /var/lib
 bind "$dir/var-log" /var/log
+while umount -R -l /run/netns 2>/dev/null; do :; done # the lab's networks; unmounted for this machine alone
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock
 
