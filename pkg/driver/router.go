@@ -43,8 +43,6 @@ type RouterConfig struct {
 type RouterEvents struct {
 	// Refused: ControllerUnpublishVolume of the handle was answered with an error.
 	Refused func(handle string, node volume.NodeID, cause error)
-	// Finished: it was answered with OK.
-	Finished func(handle string, node volume.NodeID)
 }
 
 // Router is the controller service of a cluster: where a volume lives on one machine it has the driver of that machine answer, and RouterConfig.Beyond for the
@@ -70,7 +68,6 @@ func NewRouter(c RouterConfig) (*Router, error) {
 		c.Observe = func(string, string, time.Duration) {}
 	}
 	or3Nothing(&c.Events.Refused)
-	or2Nothing(&c.Events.Finished)
 	return &Router{RouterConfig: c, lines: lines{machines: c.Machines, credentials: c.Credentials}}, nil
 }
 
@@ -135,10 +132,8 @@ func (r *Router) ControllerUnpublishVolume(ctx context.Context, q *csi.Controlle
 	answered, err := route(ctx, r, q, csi.ControllerClient.ControllerUnpublishVolume)
 	if err != nil {
 		r.Events.Refused(q.GetVolumeId(), volume.NodeID(q.GetNodeId()), err)
-		return nil, err
 	}
-	r.Events.Finished(q.GetVolumeId(), volume.NodeID(q.GetNodeId()))
-	return answered, nil
+	return answered, err
 }
 
 // ValidateVolumeCapabilities implements csi.ControllerServer.

@@ -77,7 +77,6 @@ func startFleet(t *testing.T, nodes ...volume.NodeID) *fleet {
 			Refused: func(handle string, node volume.NodeID, cause error) {
 				f.note(fmt.Sprintf("refused %s %s, away %t", handle, node, Away(cause)))
 			},
-			Finished: func(handle string, node volume.NodeID) { f.note("finished " + handle + " " + string(node)) },
 		},
 	})
 	must(t, err)
@@ -160,7 +159,7 @@ func TestRouterFindsTheMachineByTheHandle(t *testing.T) {
 	must(t, err)
 	_, err = f.ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: "pvc-1@n2"})
 	wants(t, err, codes.NotFound)
-	if got := strings.Join(f.told, "; "); got != "finished pvc-1@n2 n2" {
+	if got := strings.Join(f.told, "; "); got != "" {
 		t.Errorf("told: %s", got)
 	}
 }
@@ -171,7 +170,7 @@ func TestRouterRefusesWhatItCannotKnow(t *testing.T) {
 	must(t, err)
 	former := f.at("n1", "")
 	defer func() {
-		if got := strings.Join(f.told, "; "); got != "refused pvc-1@n1 n1, away true; refused pvc-1@n1 n1, away true; finished pvc-1@n1 n1" {
+		if got := strings.Join(f.told, "; "); got != "refused pvc-1@n1 n1, away true; refused pvc-1@n1 n1, away true" {
 			t.Errorf("told: %s", got)
 		}
 	}()

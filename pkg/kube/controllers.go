@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-
-	"github.com/belay-storage/belay/pkg/volume"
 )
 
 // Hooks are callbacks for metrics. Any may be nil. They must not block.
@@ -14,10 +12,6 @@ type Hooks struct {
 	Told func(reason string)
 	// Override: an operator's override was settled: "done" or "rejected".
 	Override func(outcome string)
-	// Restart: a pod was asked to restart.
-	Restart func()
-	// Drained: a node's condition changed to True, False or Unknown.
-	Drained func(node volume.NodeID, status string)
 	// Leading: this process began or ceased to lead.
 	Leading func(bool)
 }
@@ -85,10 +79,10 @@ func (k *Controllers) Run(ctx context.Context) {
 
 // lead runs what only one process does. The controllers are made anew each time: what they remember is of the time they lead.
 func (k *Controllers) lead(ctx context.Context) {
-	restarts := NewRestarts(k.Fleet.Cluster, k.Reporter, k.c.Peers, k.c.Hooks.Restart)
+	restarts := NewRestarts(k.Fleet.Cluster, k.Reporter, k.c.Peers)
 	run := []func(context.Context){
 		restarts.Run, NewNotices(k.Fleet, k.Reporter, k.c.Peers, restarts.Lost).Run,
-		NewOverrides(k.Fleet.Cluster, k.Reporter, k.c.Peers, k.c.Hooks.Override).Run, NewDrain(k.Fleet, k.c.Peers, k.c.Hooks.Drained).Run,
+		NewOverrides(k.Fleet.Cluster, k.Reporter, k.c.Peers, k.c.Hooks.Override).Run, NewDrain(k.Fleet, k.c.Peers).Run,
 	}
 	if k.c.Hooks.Leading != nil {
 		k.c.Hooks.Leading(true)

@@ -41,16 +41,10 @@ var (
 type Drain struct {
 	fleet Fleet
 	peers Peers
-	told  func(node volume.NodeID, status string)
 }
 
-// NewDrain returns a controller. told is called after each change; it may be nil.
-func NewDrain(f Fleet, p Peers, told func(node volume.NodeID, status string)) *Drain {
-	if told == nil {
-		told = func(volume.NodeID, string) {}
-	}
-	return &Drain{f, p, told}
-}
+// NewDrain returns a controller.
+func NewDrain(f Fleet, p Peers) *Drain { return &Drain{f, p} }
 
 // Run keeps the condition until ctx ends.
 func (d *Drain) Run(ctx context.Context) {
@@ -104,11 +98,7 @@ func (d *Drain) look(ctx context.Context, name string) error {
 	}
 	c.Type, c.LastTransitionTime = ConditionDetached, metav1.Now()
 	c.LastHeartbeatTime = c.LastTransitionTime
-	if err := d.write(ctx, n, c); err != nil {
-		return err
-	}
-	d.told(volume.NodeID(name), string(c.Status))
-	return nil
+	return d.write(ctx, n, c)
 }
 
 // write changes the one condition, where the Node is still the one that was looked at.

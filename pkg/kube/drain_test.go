@@ -14,7 +14,7 @@ import (
 	"github.com/belay-storage/belay/pkg/volume"
 )
 
-func (w *world) drain() { w.run(NewDrain(w.fleet, w.dial, nil).Run) }
+func (w *world) drain() { w.run(NewDrain(w.fleet, w.dial).Run) }
 
 func (w *world) condition(name string) string {
 	n := node(name)

@@ -115,7 +115,7 @@ func TestDrainAsksTheGateOfThisProcess(t *testing.T) {
 	inCluster(t, anywhere(nil), func(w *world) {
 		w.server.Remove(attachment("csi-1", "pv-1", "n1", nil))
 		settle()
-		d := NewDrain(w.fleet, w.dial, nil)
+		d := NewDrain(w.fleet, w.dial)
 		if c := d.state(w.ctx, "n1"); c.Reason != ReasonAllDetached {
 			t.Errorf("nothing is attached, and it says %s", c.Reason)
 		}

@@ -152,12 +152,9 @@ func TestNodesComeAndGo(t *testing.T) {
 func TestWhatTheRouterSaw(t *testing.T) {
 	inCluster(t, oneNode(), func(w *world) {
 		w.report.Refused("pvc-1@n1", "", Waiting(errors.New("node n1 does not answer")))
-		time.Sleep(time.Millisecond)
-		w.report.Finished("pvc-1@n1", "n1", "")
 		w.report.Refused("pvc-unknown@n9", "n9", errors.New("nobody to tell"))
 		settle()
 		w.wants("told", w.told(), []string{
-			"DetachFinished Node/n1 x1: detached", "DetachFinished PersistentVolumeClaim/data x1: detached", "DetachFinished VolumeAttachment/csi-1 x1: detached",
 			"DetachWaiting Node/n1 x1: node n1 does not answer", "DetachWaiting PersistentVolumeClaim/data x1: node n1 does not answer",
 			"DetachWaiting VolumeAttachment/csi-1 x1: node n1 does not answer",
 		})

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -196,11 +195,6 @@ func (r *Reporter) Refused(handle string, node volume.NodeID, cause error) {
 		reason, kind = ReasonWaiting, corev1.EventTypeNormal
 	}
 	r.tell(r.named(handle, node), kind, reason, cause.Error())
-}
-
-// Finished tells that a ControllerUnpublish of the handle was answered OK without a word of the node.
-func (r *Reporter) Finished(handle string, node volume.NodeID, text string) {
-	r.tell(r.named(handle, node), corev1.EventTypeNormal, ReasonFinished, cmp.Or(text, "detached"))
 }
 
 // named is what a call is about: the node of the handle where the call names none.

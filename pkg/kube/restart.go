@@ -27,19 +27,15 @@ type Restarts struct {
 	cluster  *Cluster
 	reporter *Reporter
 	peers    Peers
-	asked    func()
 	queue    *queue
 
 	mu    sync.Mutex
 	known map[string]admin.Notice // what the queue's names stand for
 }
 
-// NewRestarts returns a controller. asked is called for each pod that is asked to restart; it may be nil.
-func NewRestarts(k *Cluster, r *Reporter, p Peers, asked func()) *Restarts {
-	if asked == nil {
-		asked = func() {}
-	}
-	s := &Restarts{cluster: k, reporter: r, peers: p, asked: asked, known: map[string]admin.Notice{}}
+// NewRestarts returns a controller.
+func NewRestarts(k *Cluster, r *Reporter, p Peers) *Restarts {
+	s := &Restarts{cluster: k, reporter: r, peers: p, known: map[string]admin.Notice{}}
 	s.queue = newQueue("lost device", k.Log, s.look)
 	return s
 }
@@ -231,7 +227,6 @@ func (s *Restarts) ask(ctx context.Context, l loss, name podName) error {
 	if err := s.cluster.API.end(ctx, p); err != nil {
 		return unlessGone(err)
 	}
-	s.asked()
 	a := l.about
 	a.also = []*corev1.ObjectReference{{Kind: "Pod", APIVersion: "v1", Namespace: p.Namespace, Name: p.Name, UID: p.UID}}
 	s.reporter.tell(a, corev1.EventTypeNormal, ReasonRestart, fmt.Sprintf("the device of pod %s/%s was lost (%s): the pod was deleted with its own grace period, so that %s replaces it",
