@@ -15,10 +15,7 @@ func TestPodForceDeletedOnLiveNode(t *testing.T) {
 	w := c.write("data", shape{})
 	for range 3 {
 		p := w.running()
-		said, err := w.said(p.Metadata.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		said := w.told(p)
 		c.kubectl("delete", "pod", p.Metadata.Name, "--grace-period=0", "--force")
 		c.eventually("another pod runs", func() error {
 			now, err := w.pod()
@@ -67,16 +64,11 @@ func TestAttachmentDeletedUnderLiveMount(t *testing.T) {
 	}
 	c.meanwhile(15*time.Second, "the workload is unharmed", w.unharmed(p))
 	w.goesOn()
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.scale("Deployment", 0)
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
 	c.eventually("detached", c.detached(volume))
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 }
 
 // TestFinalizerPatchedAway: somebody deletes the VolumeAttachment and takes its finalizer away, so that the driver is never asked. Safety does not rest on
@@ -90,10 +82,7 @@ func TestFinalizerPatchedAway(t *testing.T) {
 	c.kubectl("patch", "volumeattachment", a.Metadata.Name, "--type=merge", "-p", `{"metadata":{"finalizers":null}}`)
 	c.meanwhile(10*time.Second, "the workload is unharmed", w.unharmed(p))
 	w.goesOn()
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	c.kubectl("delete", "pod", p.Metadata.Name)
 	w.goesOn()
 	w.intact(said)
@@ -111,10 +100,7 @@ func TestKubeletRestartBetweenUnpublishAndUnstage(t *testing.T) {
 	c := start(t)
 	w := c.write("data", shape{})
 	p, handle, volume := w.running(), w.handle(), c.volumeName("data")
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	node := p.Spec.NodeName
 	// Somebody on the node looks into the staged volume, so that it cannot be unstaged.
 	out, err := c.onNode(node, fmt.Sprintf(`d=$(grep -o '/var/lib/kubelet/plugins/[^ ]*/globalmount' /proc/self/mountinfo | while read m; do [ -e $m/log ] && grep -q %s $(dirname $m)/vol_data.json && echo $m; done | head -n 1)
@@ -133,7 +119,5 @@ cd $d && (setsid sleep 600 >/dev/null 2>&1 & echo $!)`, id(handle)))
 	c.lab("kubelet-start", number(node))
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
 	c.eventually("detached", c.detached(volume))
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 }

@@ -89,10 +89,7 @@ func TestEngineKilledDuringLiveUpgrade(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.intact(said)
 	w.scale("Deployment", 0)
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
@@ -116,10 +113,7 @@ func TestNodePodKilledDuringUnstage(t *testing.T) {
 	for round := range 4 {
 		p := w.running()
 		w.fill(p, 60)
-		said, err := w.said(p.Metadata.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		said := w.told(p)
 		w.scale("Deployment", 0)
 		c.eventually("the pod ends", func() error {
 			if n := len(w.pods()); n > 0 {
@@ -131,9 +125,7 @@ func TestNodePodKilledDuringUnstage(t *testing.T) {
 		t.Logf("round %d: killed: %t", round, c.kill(p.Spec.NodeName, "belay node"))
 		c.eventually("a clean receipt", c.newestReceipt(w.handle(), round+1, "clean"))
 		c.eventually("detached", c.detached(c.volumeName("data")))
-		w.scale("Deployment", 1)
-		w.goesOn()
-		w.intact(said)
+		w.again(said)
 	}
 }
 
@@ -148,7 +140,7 @@ func TestControllerKilledDuringUnpublish(t *testing.T) {
 	c := start(t)
 	w := c.write("data", shape{})
 	for round := range 3 {
-		w.running()
+		said := w.told(w.running())
 		w.scale("Deployment", 0)
 		time.Sleep(time.Duration(2+round) * time.Second) // the pod has 2 s; more kills than these, and kubelet would wait longer each time
 		for _, node := range []string{"n1", "n2"} {
@@ -156,9 +148,7 @@ func TestControllerKilledDuringUnpublish(t *testing.T) {
 		}
 		c.eventually("detached", c.detached(c.volumeName("data")))
 		c.eventually("a clean receipt", c.newestReceipt(w.handle(), round+1, "clean"))
-		w.scale("Deployment", 1)
-		w.goesOn()
-		w.intact(nil)
+		w.again(said)
 	}
 }
 
@@ -169,10 +159,7 @@ func TestAPIServerAwayDuringDetach(t *testing.T) {
 	w := c.write("data", shape{})
 	p, handle, volume := w.running(), w.handle(), c.volumeName("data")
 	w.fill(p, 60)
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.scale("Deployment", 0)
 	c.eventually("kubelet is told", func() error {
 		for _, p := range w.pods() {
@@ -188,9 +175,7 @@ func TestAPIServerAwayDuringDetach(t *testing.T) {
 	c.lab("apiserver-start")
 	c.eventually("detached", c.detached(volume))
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 }
 
 // TestStoreCorrupted: bytes of one copy rot under a volume in use. The detach reads back what was written, finds and mends them, and the receipt says so.
@@ -200,10 +185,7 @@ func TestStoreCorrupted(t *testing.T) {
 	p, handle := w.running(), w.handle()
 	w.fill(p, 16)
 	w.kubectl("exec", p.Metadata.Name, "--", "sync")
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	rot := fmt.Sprintf(`f=/var/lib/belay/stores/b/volumes/%s/data; n=0
 for at in $(filefrag -b4096 -e -s $f 2>/dev/null | awk '/^ *[0-9]+:/{gsub("[.:]"," "); print $2}'); do
   dd if=/dev/urandom of=$f bs=4096 seek=$((at + 1)) count=1 conv=notrunc 2>/dev/null; n=$((n + 1)); [ $n -lt 5 ] || break
@@ -228,9 +210,7 @@ done; sync $f; echo $n`, id(handle))
 	if r := found.Receipts[len(found.Receipts)-1].Receipt; r.Kind != "clean" || r.RepairCount == 0 {
 		t.Errorf("%+v: nothing was mended", r)
 	}
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 	// What was not written since the volume was last verified no detach reads back. A verification reads all, and mends what nobody has read and so mended before.
 	if err := c.belay(&struct{}{}, "verify", handle); err != nil {
 		t.Logf("the verification: %v", err)
@@ -262,10 +242,7 @@ func TestHostKilledInItsContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.intact(said)
 }
 
@@ -292,10 +269,7 @@ func TestDeviceLost(t *testing.T) {
 	t.Cleanup(func() { _, _ = labTry("kubectl", "delete", "storageclass", "belay-restart") })
 	w := c.write("data", shape{class: "belay-restart"})
 	p := w.running()
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	if !c.killExactly(p.Spec.NodeName, "belay (host|engine)") {
 		t.Fatal("nothing to kill")
 	}

@@ -25,13 +25,12 @@ func TestLife(t *testing.T) {
 				c.expand("data", "1Gi")
 				w.goesOn()
 			}
+			said := w.told(p)
 			w.scale("Deployment", 0)
 			c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
 			c.eventually("detached", c.detached(volume))
 			c.eventually("the claim is told", c.told("PersistentVolumeClaim", "data", "DetachFinished", "clean receipt"))
-			w.scale("Deployment", 1)
-			w.goesOn()
-			w.intact(nil)
+			w.again(said)
 			c.kubectl("delete", "deploy/data", "pvc/data", "--timeout="+patience.String())
 			c.eventually("the volume is deleted", func() error {
 				if c.get(&struct{}{}, "pv", volume) {

@@ -39,10 +39,7 @@ func TestPowerOff(t *testing.T) {
 	c := start(t)
 	w := c.write("data", shape{node: victim, kind: "StatefulSet"})
 	p, handle, volume := w.running(), w.handle(), c.volumeName("data")
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	c.powerOff()
 	c.meanwhile(30*time.Second, "it stays attached", func() error {
 		if err := c.detached(volume)(); err == nil {
@@ -65,10 +62,7 @@ func TestPowerOffOutOfService(t *testing.T) {
 	c := start(t)
 	w := c.write("data", shape{node: victim})
 	p, handle, volume := w.running(), w.handle(), c.volumeName("data")
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	c.powerOff()
 	c.kubectl("taint", "node", victim, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
 	tainted := time.Now()

@@ -47,10 +47,7 @@ func TestUpgradeOfBelay(t *testing.T) {
 		}
 		return w.unharmed(p)()
 	})
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.scale("Deployment", 0)
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
 	c.eventually("the next host runs", func() error {
@@ -59,9 +56,7 @@ func TestUpgradeOfBelay(t *testing.T) {
 		}
 		return nil
 	})
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 }
 
 // restore brings the version under test back.
@@ -123,10 +118,7 @@ func TestPodsOfAMachineDeletedInUse(t *testing.T) {
 	host := c.hostPod(p.Spec.NodeName)
 	c.kubectl("-n", system, "delete", "pods", "-l", "app.kubernetes.io/component in (host,node)", "--field-selector=spec.nodeName="+p.Spec.NodeName, "--wait=false")
 	c.meanwhile(10*time.Second, "the workload is unharmed", w.unharmed(p))
-	said, err := w.said(p.Metadata.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	said := w.told(p)
 	w.scale("Deployment", 0)
 	c.eventually("detached", c.detached(c.volumeName("data")))
 	c.eventually("a clean receipt", c.newestReceipt(handle, 1, "clean"))
@@ -136,7 +128,5 @@ func TestPodsOfAMachineDeletedInUse(t *testing.T) {
 		}
 		return nil
 	})
-	w.scale("Deployment", 1)
-	w.goesOn()
-	w.intact(said)
+	w.again(said)
 }

@@ -5,9 +5,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 )
 
-// writer is a workload that appends numbers to a file on its volume, each synced before it is told.
+// writer is a workload that appends lines to a file on its volume, each synced before it is told. A line is its number and the name of the process: what was
+// lost and written again is told from what was kept.
 type writer struct {
 	*cluster
 	name string
@@ -44,11 +46,12 @@ spec:
             - -c
             - |
               trap 'exit 0' TERM
-              i=$(tail -n 1 /data/log 2>/dev/null); i=${i:-0}
+              me=$(cat /proc/sys/kernel/random/uuid)
+              last=$(tail -n 1 /data/log 2>/dev/null); i=${last%%%% *}; i=${i:-0}
               while :; do
                 i=$((i + 1))
-                echo $i | dd of=/data/log oflag=append conv=notrunc,fsync 2>/dev/null || { echo "FAILED at $i"; exit 1; }
-                echo $i
+                echo $i $me | dd of=/data/log oflag=append conv=notrunc,fsync 2>/dev/null || { echo "FAILED at $i"; exit 1; }
+                echo $i $me
                 sleep 0.1
               done
           volumeMounts: [{name: data, mountPath: /data}]
@@ -119,24 +122,47 @@ func (w writer) running() pod {
 	return p
 }
 
-// said are the numbers that a pod's present container has told of.
-func (w writer) said(pod string) ([]int, error) {
+// lines are what a writer has written or told of: the number of each, and who wrote it.
+type lines []string
+
+// said is what a pod's present container has told of.
+func (w writer) said(pod string) (lines, error) {
 	text, err := w.tryKubectl("logs", pod)
 	if err != nil {
 		return nil, err
 	}
-	return numbers(text)
+	return linesOf(text)
 }
 
-func numbers(text string) (out []int, err error) {
+// told is what the pod has told of, which must be known.
+func (w writer) told(p pod) lines {
+	w.Helper()
+	said, err := w.said(p.Metadata.Name)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return said
+}
+
+func linesOf(text string) (out lines, err error) {
 	for line := range strings.Lines(text) {
-		n, err := strconv.Atoi(strings.TrimSpace(line))
-		if err != nil {
-			return out, fmt.Errorf("%q is no number", line)
+		line = strings.TrimSpace(line)
+		if numberOf(line) == 0 {
+			return out, fmt.Errorf("%q is not what a writer writes", line)
 		}
-		out = append(out, n)
+		out = append(out, line)
 	}
 	return out, nil
+}
+
+// numberOf is the one that a line begins with, 0 where it begins with none.
+func numberOf(line string) int {
+	digits, _, _ := strings.Cut(line, " ")
+	n, err := strconv.Atoi(digits)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // wrote fails until the ready pod has told of n numbers.
@@ -155,30 +181,45 @@ func (w writer) wrote(n int) error {
 // goesOn waits until the ready pod has written more than it has now.
 func (w writer) goesOn() {
 	w.Helper()
-	before, err := w.said(w.running().Metadata.Name)
-	if err != nil {
-		w.Fatal(err)
-	}
+	before := w.told(w.running())
 	w.eventually("the writer goes on", func() error { return w.wrote(len(before) + 5) })
 }
 
-// intact fails the test unless the file holds 1, 2, 3 … and every one of told, numbers that a pod has told of.
-func (w writer) intact(told []int) {
+// intact fails the test unless the file holds 1, 2, 3 … and each line of told, what pods have told of, as it was written.
+func (w writer) intact(told lines) {
 	w.Helper()
-	p := w.running()
-	text := w.kubectl("exec", p.Metadata.Name, "--", "cat", "/data/log")
-	have, err := numbers(text)
+	have, err := linesOf(w.kubectl("exec", w.running().Metadata.Name, "--", "cat", "/data/log"))
 	if err != nil {
 		w.Fatal(err)
 	}
-	for i, n := range have {
-		if n != i+1 {
-			w.Fatalf("number %d of the file is %d", i+1, n)
+	if err := have.hold(told); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (have lines) hold(told lines) error {
+	for i, line := range have {
+		if numberOf(line) != i+1 {
+			return fmt.Errorf("line %d of the file is %q", i+1, line)
 		}
 	}
-	if len(told) > 0 && told[len(told)-1] > len(have) {
-		w.Fatalf("%d was synced and told of, and the file ends at %d", told[len(told)-1], len(have))
+	for _, line := range told {
+		switch n := numberOf(line); {
+		case n > len(have):
+			return fmt.Errorf("%q was synced and told of, and the file ends at %d", line, len(have))
+		case have[n-1] != line:
+			return fmt.Errorf("%q was synced and told of, and the file has %q: it was lost, and a later writer wrote its number again", line, have[n-1])
+		}
 	}
+	return nil
+}
+
+// again starts the writer again: it goes on, and has what was told before.
+func (w writer) again(told lines) {
+	w.Helper()
+	w.scale("Deployment", 1)
+	w.goesOn()
+	w.intact(told)
 }
 
 // scale sets how many pods there should be.
@@ -201,4 +242,23 @@ func (w writer) handle() string {
 		w.Fatal("no PersistentVolume")
 	}
 	return pv.Spec.CSI.VolumeHandle
+}
+
+// TestLostLinesAreFound, also where a later writer has written their numbers again.
+func TestLostLinesAreFound(t *testing.T) {
+	told := lines{"2 a", "3 a"}
+	for text, whole := range map[string]bool{
+		"1 a\n2 a\n3 a\n4 b\n": true, "1 a\n2 a\n": false, "1 a\n2 a\n3 b\n4 b\n": false, "1 a\n3 a\n": false, "": false,
+	} {
+		have, err := linesOf(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := have.hold(told); (err == nil) != whole {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if _, err := linesOf("1 a\nFAILED at 2\n"); err == nil {
+		t.Error("a failure is taken for a line")
+	}
 }
