@@ -21,6 +21,9 @@ func (s *Session) Stop() error {
 	s.gate.Lock() // waits for every request in flight
 	s.stopped.Store(true)
 	s.gate.Unlock()
+	if s.background.ctx.Err() != nil {
+		s.comeBack() // a seal that was refused has ended what else would
+	}
 	settled := s.regions.settled() // before the flush, which makes it durable
 	if err := s.flushShared(); err != nil || !settled {
 		return err

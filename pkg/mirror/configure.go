@@ -59,7 +59,7 @@ func (s *Session) excludeLocked(failed failures) error {
 	return nil
 }
 
-// commitOrStall puts the configuration in force, however long a majority takes to answer.
+// commitOrStall puts the configuration in force, however long a majority takes to answer; once the session's background has ended it asks once.
 func (s *Session) commitOrStall(next quorum.Config) error {
 	for {
 		err := s.commit(next, true)
@@ -77,6 +77,7 @@ func (s *Session) commitOrStall(next quorum.Config) error {
 		s.log.Error("requests wait for a majority of replicas", "volume", s.id, "cause", err)
 		select {
 		case <-s.background.ctx.Done():
+			s.stalled.Store(nil) // nothing waits any more
 			return err
 		case <-time.After(stallRetry):
 		}

@@ -181,3 +181,33 @@ func TestStoppedSessionWithoutAWellMemberIsOver(t *testing.T) {
 	s.Close()
 	agreeing(t, l.detach(l.open(ForRecovery)), 1)
 }
+
+// TestStopOpensAgainWhatHasFailed: a seal was refused, which ends the work in the background, and then the last member but one fails a sync, once, while the third
+// store is away. The next attempt finds all of them well, and nobody says that requests wait. (Simulation, seed 7051255: no detach, for ever.)
+func TestStopOpensAgainWhatHasFailed(t *testing.T) {
+	l, trouble, mem := troubledLab(t, 3)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(1, store.BlockSize), 0)
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Seal(engine.Barrier{}, []byte("receipt")); !errors.Is(err, engine.ErrStaleEpoch) {
+		t.Fatalf("seal of another barrier: %v", err)
+	}
+	away := mem.Rename("/s1", "/s1.away")
+	if err := s.exclude(failures{{s.view.Load().replicas[1], errors.New("away")}}); err != nil || away != nil {
+		t.Fatal(err, away)
+	}
+	trouble.is(once(vfs.OpDatasync, "data", syscall.EIO, 2))
+	if err := s.Stop(); !errors.Is(err, engine.ErrUnavailable) {
+		t.Fatalf("stop with one store of three: %v", err)
+	}
+	allFailed(t, s, []int{1, 2})
+	if why := s.Stalled(); why != "" {
+		t.Errorf("requests are said to wait: %s", why)
+	}
+	if err := mem.Rename("/s1.away", "/s1"); err != nil {
+		t.Fatal(err)
+	}
+	agreeing(t, l.detach(s), 2)
+}
