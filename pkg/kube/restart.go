@@ -30,7 +30,7 @@ type Restarts struct {
 	queue    *queue
 
 	mu    sync.Mutex
-	known map[string]admin.Notice // what the queue's names stand for
+	known map[string]admin.Notice // what the queue's names stand for: the newest, until it is looked into
 }
 
 // NewRestarts returns a controller.
@@ -53,20 +53,37 @@ func (s *Restarts) Lost(n admin.Notice) {
 }
 
 func (s *Restarts) look(ctx context.Context, name string) error {
-	s.mu.Lock()
-	n := s.known[name]
-	s.mu.Unlock()
+	n, ok := s.take(name)
+	if !ok {
+		return nil // the look before had this notice already
+	}
 	err := s.consider(ctx, n)
 	if err != nil && s.queue.NumRequeues(name) < restartTries {
+		s.giveBack(name, n)
 		return err
 	}
 	if err != nil {
 		s.cluster.Log.Error("lost device is not looked into any more", "volume", n.Volume, "node", n.Node, "error", err)
 	}
-	s.mu.Lock()
-	delete(s.known, name)
-	s.mu.Unlock()
 	return nil
+}
+
+// take returns the notice to be looked into. One that comes from now on is another, and looked into after it.
+func (s *Restarts) take(name string) (n admin.Notice, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, ok = s.known[name]
+	delete(s.known, name)
+	return n, ok
+}
+
+// giveBack keeps the notice for the next try, where none has come since.
+func (s *Restarts) giveBack(name string, n admin.Notice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, newer := s.known[name]; !newer {
+		s.known[name] = n
+	}
 }
 
 // loss is a device that is lost now.

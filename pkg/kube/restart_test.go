@@ -244,6 +244,32 @@ func TestTheNodeIsAskedAgain(t *testing.T) {
 	})
 }
 
+// TestALossThatIsToldAgainMeanwhile is looked into again: the host tells of its losses again after each start, and a page has both.
+func TestALossThatIsToldAgainMeanwhile(t *testing.T) {
+	losing(t, "false", nil, func(w *world) {
+		looked := 0
+		var r *Restarts
+		tell := func(text string) {
+			r.Lost(admin.Notice{Kind: admin.Lost, Node: "n1", Volume: vol, Message: text})
+		}
+		r = NewRestarts(w.cluster, w.report, func(node volume.NodeID) Peer {
+			if node != "n1" {
+				t.Errorf("asked of a loss on node %q", node)
+			}
+			if looked++; looked == 1 {
+				tell("lost again")
+			}
+			return w.dial(node)
+		})
+		w.run(r.Run)
+		tell("lost")
+		settle()
+		if told := strings.Join(w.told(), "\n"); looked != 2 || !strings.Contains(told, "DeviceLost PersistentVolumeClaim/data x2: lost again;") {
+			t.Errorf("looked into %d times; told %q", looked, told)
+		}
+	})
+}
+
 func TestRestartsAreWrittenAndRead(t *testing.T) {
 	want := restart{7, []podName{{"web-0", "uid-1"}, {"web-1", "uid-2"}}}
 	got, err := parseRestart(want.String())
