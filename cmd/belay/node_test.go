@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -18,8 +20,10 @@ import (
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/driver"
+	"github.com/belay-storage/belay/pkg/host"
 	"github.com/belay-storage/belay/pkg/mtls"
 	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/pkg/wire"
 )
 
 // oneMachine is a cluster of the machine n1.
@@ -138,4 +142,29 @@ func TestPrestop(t *testing.T) {
 	if code, _, _ := belay(t, "prestop", "engine"); code != exitUsage {
 		t.Errorf("an unknown role: exit %d", code)
 	}
+}
+
+// TestPrestopOutlivesAHostThatIsKilled: the devices are there still, and the end of the container, which is what follows, would take them away.
+func TestPrestopOutlivesAHostThatIsKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		staged, killed := []host.Device{{Volume: "pvc-1"}}, fmt.Errorf("about: %w", wire.ErrNotRunning)
+		answers := []struct {
+			devices []host.Device
+			err     error
+		}{{staged, nil}, {nil, killed}, {nil, fmt.Errorf("devices: %w", wire.ErrLost)}, {staged, nil}, {nil, killed}, {nil, nil}}
+		asked, told := 0, &strings.Builder{}
+		ask := func(context.Context) ([]host.Device, error) {
+			a := answers[min(asked, len(answers)-1)]
+			asked++
+			return a.devices, a.err
+		}
+		needed := func() (bool, error) { return true, nil }
+		if err := untilUnstaged(t.Context(), ask, told, needed); err != nil || asked != len(answers) || told.String() != "1 volume staged\n0 volumes staged\n" {
+			t.Errorf("asked %d times, told %q: %v", asked, told, err)
+		}
+		never := func(context.Context) ([]host.Device, error) { return nil, killed }
+		if err := untilUnstaged(t.Context(), never, told, needed); err != nil {
+			t.Errorf("a host that stays away: %v", err)
+		}
+	})
 }

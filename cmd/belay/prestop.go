@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/belay-storage/belay/pkg/host"
+	"github.com/belay-storage/belay/pkg/wire"
 )
 
 const prestopLong = `Wait until it is safe to end a role on this machine: for the preStop hook of its container.
@@ -25,10 +26,12 @@ It waits for as long as the supervisor lets it.`
 const prestopExample = `  belay prestop host
   belay prestop node --state /var/lib/belay`
 
-// Pace of prestop. settle is how long "prestop node" looks whether the host is being stopped: a supervisor stops both at about the same time.
+// Pace of prestop. settle is how long "prestop node" looks whether the host is being stopped: a supervisor stops both at about the same time. patience
+// is how long a host may be silent: the next one may have many engines to take over before it answers.
 const (
-	prestopEvery  = 500 * time.Millisecond
-	prestopSettle = 3 * time.Second
+	prestopEvery    = 500 * time.Millisecond
+	prestopSettle   = 3 * time.Second
+	prestopPatience = time.Minute
 )
 
 // stoppingFile is locked for as long as the host of the state directory is being stopped.
@@ -61,7 +64,7 @@ func prestopHost(ctx context.Context, state string, told io.Writer) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return untilUnstaged(ctx, state, told, func() (bool, error) { return true, nil })
+	return untilUnstaged(ctx, devicesOf(state), told, func() (bool, error) { return true, nil })
 }
 
 func prestopNode(ctx context.Context, state string, told io.Writer) error {
@@ -71,7 +74,7 @@ func prestopNode(ctx context.Context, state string, told io.Writer) error {
 			return err
 		}
 		if stopping {
-			return untilUnstaged(ctx, state, told, func() (bool, error) { return hostStops(state) })
+			return untilUnstaged(ctx, devicesOf(state), told, func() (bool, error) { return hostStops(state) })
 		}
 		if err := pause(ctx, prestopEvery); err != nil {
 			return err
@@ -97,20 +100,22 @@ func hostStops(state string) (bool, error) {
 	return false, err
 }
 
-// untilUnstaged waits until the host has no device, or until needed says that nobody needs to wait.
-func untilUnstaged(ctx context.Context, state string, told io.Writer, needed func() (bool, error)) error {
-	c := host.NewClient(state)
-	for last := -1; ; {
-		if _, err := c.About(ctx); err != nil {
-			return nil //nolint:nilerr // no host: nothing to wait for
-		}
-		devices, err := c.Devices(ctx)
-		if err != nil {
+// untilUnstaged waits until the host has no device, or until needed says that nobody needs to wait. A host that was killed is followed by another, and
+// the devices live on in between, so one that does not answer is given time.
+func untilUnstaged(ctx context.Context, devices func(context.Context) ([]host.Device, error), told io.Writer, needed func() (bool, error)) error {
+	for last, answered := -1, time.Now(); ; {
+		list, err := devices(ctx)
+		switch silent := errors.Is(err, wire.ErrNotRunning) || errors.Is(err, wire.ErrLost); {
+		case silent && time.Since(answered) > prestopPatience:
+			return nil // no host: nothing to wait for
+		case err != nil && !silent:
 			return err
-		}
-		if n := len(devices); n != last {
-			fmt.Fprintf(told, "%s staged\n", plural(n, "volume"))
-			last = n
+		case err == nil:
+			answered = time.Now()
+			if n := len(list); n != last {
+				fmt.Fprintf(told, "%s staged\n", plural(n, "volume"))
+				last = n
+			}
 		}
 		wait, err := needed()
 		if err != nil || !wait || last == 0 {
@@ -120,6 +125,14 @@ func untilUnstaged(ctx context.Context, state string, told io.Writer, needed fun
 			return err
 		}
 	}
+}
+
+// devicesOf asks the host of the state directory; where there never was one it has none.
+func devicesOf(state string) func(context.Context) ([]host.Device, error) {
+	if _, err := os.Stat(filepath.Dir(host.SocketIn(state))); errors.Is(err, os.ErrNotExist) {
+		return func(context.Context) ([]host.Device, error) { return nil, nil }
+	}
+	return host.NewClient(state).Devices
 }
 
 func pause(ctx context.Context, d time.Duration) error {
