@@ -18,6 +18,7 @@ const (
 	leaseDuration = 15 * time.Second // so long others wait after the leader was heard last
 	renewDeadline = 10 * time.Second // so long the leader goes on without having been able to renew
 	renewEvery    = 5 * time.Second
+	renewAgain    = time.Second // where a renewal failed
 )
 
 // Elector has one process of several lead, by a Lease, with the algorithm of client-go's leaderelection; see DESIGN.md for why it is not that. Two may lead for a
@@ -69,9 +70,9 @@ func (e *Elector) lead(ctx context.Context, lead func(ctx context.Context)) {
 
 // renew returns when the Lease could not be renewed in time, when another one has it, or when ctx ends.
 func (e *Elector) renew(ctx context.Context) {
-	renewed := time.Now()
+	renewed, next := time.Now(), renewEvery
 	for {
-		pause(ctx, renewEvery)
+		pause(ctx, min(next, time.Until(renewed.Add(renewDeadline))))
 		start := time.Now()
 		bounded, cancel := context.WithDeadline(ctx, renewed.Add(renewDeadline))
 		err := e.take(bounded)
@@ -80,10 +81,12 @@ func (e *Elector) renew(ctx context.Context) {
 		case ctx.Err() != nil, errors.Is(err, errHeld):
 			return
 		case err == nil:
-			renewed = start
+			renewed, next = start, renewEvery
 		case time.Since(renewed) >= renewDeadline:
 			e.log.Warn("the lease could not be renewed in time", "lease", e.name, "error", err)
 			return
+		default:
+			next = renewAgain
 		}
 	}
 }

@@ -135,3 +135,23 @@ func TestTwoThatTryAtTheSameTime(t *testing.T) {
 		}
 	})
 }
+
+// TestALeaderTriesAgainWithinItsDeadline: a renewal that fails ends no term, where the API server is back in time.
+func TestALeaderTriesAgainWithinItsDeadline(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		terms := 0
+		w.run(func(ctx context.Context) {
+			NewElector(w.api, space, LeaseName, "a", w.cluster.Log).Run(ctx, func(ctx context.Context) { terms++; <-ctx.Done() })
+		})
+		settle()
+		for range 20 { // some of these outages fall on a renewal
+			w.server.SetAway(true)
+			time.Sleep(renewDeadline - renewEvery - 2*time.Second)
+			w.server.SetAway(false)
+			time.Sleep(time.Minute + 700*time.Millisecond)
+		}
+		if terms != 1 {
+			t.Errorf("led %d times", terms)
+		}
+	})
+}
