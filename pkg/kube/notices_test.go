@@ -1,9 +1,11 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,6 +124,34 @@ func TestOldNoticesAreNotToldAgain(t *testing.T) {
 		}
 		if len(w.told()) != 3 {
 			t.Errorf("told: %q", w.told())
+		}
+	})
+}
+
+// attended is a node that knows how many wait for its news.
+type attended struct {
+	Peer
+	waiting atomic.Int32
+}
+
+func (a *attended) Notices(ctx context.Context, at admin.Cursor) (admin.NoticePage, error) {
+	a.waiting.Add(1)
+	defer a.waiting.Add(-1)
+	return a.Peer.Notices(ctx, at)
+}
+
+// TestAQuietNodeIsListenedTo all the time: that nothing happens is no failure after which one waits.
+func TestAQuietNodeIsListenedTo(t *testing.T) {
+	inCluster(t, oneNode(), func(w *world) {
+		a, deaf := &attended{Peer: w.peer("n1")}, 0
+		w.run(NewNotices(w.fleet, w.report, func(volume.NodeID) Peer { return a }, nil).Run)
+		for range 1000 {
+			if settle(); a.waiting.Load() != 1 {
+				deaf++
+			}
+		}
+		if deaf > 0 {
+			t.Errorf("nobody listened at %d of 1000 looks", deaf)
 		}
 	})
 }
