@@ -73,6 +73,30 @@ func checkContext(t *testing.T, what string, c Object) {
 	}
 }
 
+// TestSELinux: where it enforces, a confined container of the usual type can use neither the socket of a privileged one nor a directory of the machine: the
+// registrar would never tell kubelet of the driver.
+func TestSELinux(t *testing.T) {
+	reaching := 0
+	for _, w := range workloads(t) {
+		pod := w.Pod()
+		for _, c := range containers(pod) {
+			reaches := slices.ContainsFunc(c.Objects("volumeMounts"), func(m Object) bool {
+				return named(t, pod.Objects("volumes"), m.Text("name")).At("hostPath") != nil
+			})
+			if !reaches {
+				continue
+			}
+			reaching++
+			if c.At("securityContext", "privileged") != true && c.Text("securityContext", "seLinuxOptions", "type") != "spc_t" {
+				t.Errorf("%s %s is kept from the machine's directories", w, c.Text("name"))
+			}
+		}
+	}
+	if reaching != 4 {
+		t.Errorf("%d containers have directories of the machine", reaching)
+	}
+}
+
 func TestPods(t *testing.T) {
 	for _, w := range workloads(t) {
 		pod := w.Pod()
