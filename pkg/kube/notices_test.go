@@ -62,6 +62,24 @@ func TestTheSameRefusalIsOneSeries(t *testing.T) {
 	})
 }
 
+// TestManyVolumesOfOneNode are told of each, on the Node too: that one volume has been told of a lot keeps no other quiet.
+func TestManyVolumesOfOneNode(t *testing.T) {
+	inCluster(t, oneNode(), func(w *world) {
+		w.hear(nil)
+		for i := range 3 * eventBurst {
+			w.peer("n1").Post(admin.Notice{Kind: admin.Finished, Volume: volume.ID(fmt.Sprintf("v-%d", i)), Message: "clean receipt"})
+			settle()
+		}
+		of := map[string]int{}
+		for _, e := range w.server.Events() {
+			of[e.InvolvedObject.Kind+" "+e.Annotations[annotationVolume]+e.InvolvedObject.FieldPath]++
+		}
+		if len(of) != 3*eventBurst || of["Node v-0@n1"] != 1 || of["Node v-29@n1"] != 1 {
+			t.Errorf("told: %v", of)
+		}
+	})
+}
+
 // TestRefusalsAreRateLimited: a thousand tries are a few writes, and the tries of an hour are no more than one a minute.
 func TestRefusalsAreRateLimited(t *testing.T) {
 	inCluster(t, oneNode(), func(w *world) {

@@ -54,10 +54,19 @@ func NewReporter(k *Cluster, component string, told func(reason string)) *Report
 	return &Reporter{Cluster: k, broadcaster: b, recorder: b.NewRecorder(k.API.scheme, corev1.EventSource{Component: component}), told: told}
 }
 
-// series is what Events have in common that are one.
+// series is what Events have in common that are one. The volume is in FieldPath: record asks of copies too, which have no annotations.
 func series(e *corev1.Event) string {
 	o := e.InvolvedObject
-	return strings.Join([]string{o.Kind, o.Namespace, o.Name, string(o.UID), e.Type, e.Reason, e.Annotations[annotationVolume]}, "|")
+	return strings.Join([]string{o.Kind, o.Namespace, o.Name, string(o.UID), e.Type, e.Reason, o.FieldPath}, "|")
+}
+
+// written is the Event as the API server gets it: the volume stands in an annotation.
+func written(e *corev1.Event) *corev1.Event {
+	e = e.DeepCopy()
+	if v := e.InvolvedObject.FieldPath; v != "" {
+		e.InvolvedObject.FieldPath, e.Annotations = "", map[string]string{annotationVolume: v}
+	}
+	return e
 }
 
 // Run writes what is told until ctx ends.
@@ -117,7 +126,9 @@ func (r *Reporter) tell(a about, kind, reason, text string) {
 			continue
 		}
 		told[o.UID] = true
-		r.recorder.AnnotatedEventf(o, map[string]string{annotationVolume: a.handle}, kind, reason, "%s", text)
+		of := *o
+		of.FieldPath = a.handle
+		r.recorder.Eventf(&of, kind, reason, "%s", text)
 	}
 }
 
@@ -163,7 +174,7 @@ func (s *sink) tried(err error) error {
 
 // Create implements record.EventSink.
 func (s *sink) Create(e *corev1.Event) (*corev1.Event, error) {
-	out, err := s.api.events(e.Namespace).create(s.ctx, e)
+	out, err := s.api.events(e.Namespace).create(s.ctx, written(e))
 	return out, s.tried(err)
 }
 
