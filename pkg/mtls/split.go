@@ -3,6 +3,7 @@ package mtls
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -10,6 +11,9 @@ import (
 
 // shakeWithin bounds a handshake, so that a peer that says nothing holds nothing.
 const shakeWithin = 10 * time.Second
+
+// acceptAgain is how long after a shortage the next connection is accepted.
+const acceptAgain = 100 * time.Millisecond
 
 // Split accepts connections at l and hands each to the listener of the protocol that it has agreed on: one port, several servers. A connection
 // that fails the handshake is told to refused, which may be nil. Closing l ends them all; closing one of them closes l.
@@ -42,12 +46,25 @@ func (s *splitter) run(c *tls.Config) {
 	defer close(s.ended)
 	for {
 		conn, err := s.Listener.Accept()
-		if err != nil {
+		switch {
+		case err == nil:
+			go s.shake(tls.Server(conn, c))
+		case passes(err):
+			time.Sleep(acceptAgain)
+		default:
 			s.err = err
 			return
 		}
-		go s.shake(tls.Server(conn, c))
 	}
+}
+
+// passes says that the listener goes on: it has had no file or no memory for a connection, for instance.
+func passes(err error) bool {
+	t, ok := errors.AsType[interface {
+		error
+		Temporary() bool
+	}](err)
+	return ok && t.Temporary()
 }
 
 func (s *splitter) shake(conn *tls.Conn) {
