@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/belay-storage/belay/pkg/detach"
@@ -88,15 +89,28 @@ func (f fleet) find(ctx context.Context, name string) (volume.NodeID, string, er
 	if err != nil {
 		return "", "", err
 	}
+	var found []Volume
 	for _, v := range all.Volumes {
 		if string(v.ID) == name || v.Name == name {
-			return v.At, string(v.ID), nil
+			found = append(found, v)
 		}
 	}
-	if len(all.Away) > 0 {
+	switch {
+	case len(found) == 1:
+		return found[0].At, string(found[0].ID), nil
+	case len(found) > 1:
+		return "", "", fmt.Errorf("%w: %s names several volumes: say which: %s", engine.ErrInvalid, name, strings.Join(handlesOf(found), ", "))
+	case len(all.Away) > 0:
 		return "", "", fmt.Errorf("%w: volume %s: not on a node that answers, and %s", engine.ErrUnavailable, name, all.Away[0])
 	}
 	return "", "", fmt.Errorf("volume %s: %w on any node; `belay volumes` lists those there are", name, engine.ErrNotFound)
+}
+
+func handlesOf(all []Volume) (out []string) {
+	for _, v := range all {
+		out = append(out, string(v.ID)+"@"+string(v.At))
+	}
+	return out
 }
 
 func (f fleet) known(ctx context.Context, node volume.NodeID) error {

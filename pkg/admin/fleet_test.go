@@ -76,6 +76,25 @@ func TestFleetAsksTheMachineOfTheVolume(t *testing.T) {
 	}
 }
 
+// TestFleetGuessesNoMachine: a CreateVolume that was tried on another machine in the end may have left a volume of the same name on the first.
+func TestFleetGuessesNoMachine(t *testing.T) {
+	of := map[volume.NodeID]*Client{}
+	for _, n := range []volume.NodeID{"n1", "n2"} {
+		e, b := sealed(t)
+		of[n] = serve(t, e, b, fakeGate(func(volume.ID) (detach.Report, error) { return detach.Report{Next: "asked"}, nil }))
+	}
+	c := serveFleet(t, of)
+	for _, name := range []string{"pvc-1", "data of Ann"} {
+		_, err := c.Why(t.Context(), name)
+		if !errors.Is(err, engine.ErrInvalid) || !strings.Contains(err.Error(), "pvc-1@n1") || !strings.Contains(err.Error(), "pvc-1@n2") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if w, err := c.Why(t.Context(), "pvc-1@n2"); err != nil || w.Next != "asked" {
+		t.Errorf("%+v, %v", w, err)
+	}
+}
+
 func TestFleetSaysWhoIsAway(t *testing.T) {
 	e, b := sealed(t)
 	c := serveFleet(t, map[volume.NodeID]*Client{"n1": serve(t, e, b, nil), "n2": NewClient(filepath.Join(t.TempDir(), "nobody.sock"))})
