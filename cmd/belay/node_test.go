@@ -31,6 +31,8 @@ type oneMachine string
 
 func (oneMachine) List(context.Context) ([]volume.NodeID, error) { return []volume.NodeID{"n1"}, nil }
 
+func (oneMachine) Had(_ context.Context, n volume.NodeID) (bool, error) { return n == "n1", nil }
+
 func (m oneMachine) Address(context.Context, volume.NodeID) (string, error) { return string(m), nil }
 
 func writeCertificate(t *testing.T, dir string, a *mtls.Authority, role mtls.Role) *mtls.Files {

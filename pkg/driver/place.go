@@ -56,13 +56,32 @@ func (r *Router) candidates(ctx context.Context, q *csi.CreateVolumeRequest) ([]
 	where := q.GetAccessibilityRequirements()
 	if len(where.GetRequisite())+len(where.GetPreferred()) == 0 {
 		known = r.roomiest(ctx, q, known)
-	} else {
-		known = r.within(where, known)
+	} else if known, err = r.allowed(ctx, where, known); err != nil {
+		return nil, err
 	}
 	if len(known) == 0 {
 		return nil, answer(codes.ResourceExhausted, "volume %s: no node of the requested topology has the driver %s (key %s)", q.GetName(), r.Name, topologyKey(r.Name))
 	}
 	return known, nil
+}
+
+// allowed are the machines of the requirement, and of those that it names also such as are not listed while their driver is exchanged: a call before
+// this one may have made the volume there, so that it must not be given up.
+func (r *Router) allowed(ctx context.Context, where *csi.TopologyRequirement, known []volume.NodeID) ([]volume.NodeID, error) {
+	for _, t := range slices.Concat(where.GetPreferred(), where.GetRequisite()) {
+		n := volume.NodeID(t.GetSegments()[topologyKey(r.Name)])
+		if n == beyond || slices.Contains(known, n) {
+			continue
+		}
+		had, err := r.Machines.Had(ctx, n)
+		if err != nil {
+			return nil, answer(codes.Unavailable, "the nodes cannot be listed: %v", err)
+		}
+		if had {
+			known = append(known, n)
+		}
+	}
+	return r.within(where, known), nil
 }
 
 // within are the machines of the requirement, in its order. A topology that does not speak of nodes allows every one.

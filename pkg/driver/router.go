@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -21,6 +20,8 @@ import (
 type Machines interface {
 	// List names every machine that has a driver of ours, whether it can be reached or not.
 	List(ctx context.Context) ([]volume.NodeID, error)
+	// Had says that the machine has a driver of ours, or had one: while that is exchanged, List may not name it.
+	Had(ctx context.Context, node volume.NodeID) (bool, error)
 	// Address is host:port of the machine's driver. The error says why there is none at the moment.
 	Address(ctx context.Context, node volume.NodeID) (string, error)
 }
@@ -181,13 +182,13 @@ func route[Q interface{ GetVolumeId() string }, A any](ctx context.Context, r *R
 	return a, err
 }
 
-// ours answers NOT_FOUND where no machine of ours has that name.
+// ours answers NOT_FOUND where no machine of ours ever had that name.
 func (r *Router) ours(ctx context.Context, node volume.NodeID) error {
-	known, err := r.Machines.List(ctx)
+	had, err := r.Machines.Had(ctx, node)
 	if err != nil {
 		return answer(codes.Unavailable, "the nodes cannot be listed: %v", err)
 	}
-	if slices.Contains(known, node) {
+	if had {
 		return nil
 	}
 	return answer(codes.NotFound, "node %s: no node of that name has the driver %s", node, r.Name)

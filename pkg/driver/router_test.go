@@ -30,6 +30,7 @@ type fleet struct {
 
 	mu        sync.Mutex
 	addresses map[volume.NodeID]string // "": known, and away
+	had       map[volume.NodeID]bool   // that are not listed now
 	told      []string
 }
 
@@ -37,6 +38,21 @@ func (f *fleet) List(context.Context) ([]volume.NodeID, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Collect(maps.Keys(f.addresses)), nil
+}
+
+func (f *fleet) Had(_ context.Context, node volume.NodeID) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, listed := f.addresses[node]
+	return listed || f.had[node], nil
+}
+
+// unlist has the orchestrator forget the machine's driver, as it does while that is exchanged.
+func (f *fleet) unlist(node volume.NodeID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.addresses, node)
+	f.had = map[volume.NodeID]bool{node: true}
 }
 
 func (f *fleet) Address(_ context.Context, node volume.NodeID) (string, error) {
@@ -201,6 +217,20 @@ func TestRouterRefusesWhatItCannotKnow(t *testing.T) {
 	}
 	_, err = f.create("pvc-4", "n9")
 	wants(t, err, codes.ResourceExhausted)
+}
+
+// TestRouterKnowsAMachineWhoseDriverIsExchanged: kubelet takes the driver's name from the CSINode when its pod ends, and puts it back when the next one has
+// started. A final answer in between would give up a volume that the call before may have made, or tell that one of that name cannot exist.
+func TestRouterKnowsAMachineWhoseDriverIsExchanged(t *testing.T) {
+	f := startFleet(t, "n1", "n2")
+	f.unlist("n1")
+	_, err := f.create("pvc-1", "n1")
+	wants(t, err, codes.Unavailable, "n1", "since 12:00")
+	_, err = f.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: "pvc-1@n1", CapacityRange: &csi.CapacityRange{RequiredBytes: 4 << 30}})
+	wants(t, err, codes.Unavailable, "n1", "since 12:00")
+	if v, err := f.create("pvc-2", "n1", "n2"); err != nil || v.GetVolumeId() != "pvc-2@n2" {
+		t.Errorf("with another machine there: %v, %v", v, err)
+	}
 }
 
 // A machine that takes connections and says nothing is one that does not answer.

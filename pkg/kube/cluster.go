@@ -69,7 +69,7 @@ func NewCluster(c Config) (*Cluster, error) {
 		return nil, err
 	}
 	k := &Cluster{Config: c}
-	k.nodes = follow(k, c.API.nodes().source(""), slimNode, nil)
+	k.nodes = follow(k, c.API.nodes().source(""), k.slimNode, nil)
 	k.csiNodes = follow(k, c.API.csiNodes().source(""), slim[*storagev1.CSINode], nil)
 	k.slices = follow(k, c.API.slices(c.Namespace).source(discoveryv1.LabelServiceName+"="+c.Service), slim[*discoveryv1.EndpointSlice],
 		cache.Indexers{byNode: index(nodesOfSlice)})
@@ -167,8 +167,12 @@ func slim[T metav1.Object](o T) T {
 	return o
 }
 
-func slimNode(n *corev1.Node) *corev1.Node {
+func (k *Cluster) slimNode(n *corev1.Node) *corev1.Node {
+	own, had := n.Labels[k.topologyLabel()]
 	n = slim(n)
+	if had {
+		n.Labels = map[string]string{k.topologyLabel(): own}
+	}
 	n.Annotations = nil
 	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints}
 	n.Status = corev1.NodeStatus{Conditions: n.Status.Conditions}

@@ -51,6 +51,19 @@ func (f Fleet) ours(node volume.NodeID) bool {
 	return ok && f.registered(n) || len(some[*discoveryv1.EndpointSlice](f.slices, byNode, string(node))) > 0
 }
 
+// topologyLabel is the label by which kubelet says that a driver of ours has told it the node's name. It stays when the driver goes.
+func (k *Cluster) topologyLabel() string { return "topology." + k.Driver + "/node" }
+
+// Had says that the node is one of List, or was: kubelet takes the driver from the CSINode when its pod ends, and until the next pod has an address there
+// is no endpoint either. ErrNotRead.
+func (f Fleet) Had(_ context.Context, node volume.NodeID) (bool, error) {
+	if !f.read() {
+		return false, ErrNotRead
+	}
+	n, ok := one[*corev1.Node](f.nodes, string(node))
+	return ok && n.Labels[f.topologyLabel()] != "" || f.ours(node), nil
+}
+
 // Address is host:port of the node's ready endpoint. ErrAway where it has none; ErrNotRead. The errors do not name the node.
 func (f Fleet) Address(_ context.Context, node volume.NodeID) (string, error) {
 	var found []string

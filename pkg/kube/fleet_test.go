@@ -45,6 +45,22 @@ func TestFleetFindsNodesAndSaysWhyOneIsAway(t *testing.T) {
 	})
 }
 
+// TestFleetKnowsANodeWhosePodIsExchanged: in between it has neither a driver in its CSINode nor an endpoint, and its volumes are there all the same.
+func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
+	registered := func(n *corev1.Node) { n.Labels["topology."+driver+"/node"] = n.Name }
+	objects := []kubetest.Object{node("n1", registered), csiNode("n1"), node("n2", registered), csiNode("n2", driver), node("other"), csiNode("other", "ebs.csi.aws.com")}
+	inCluster(t, objects, func(w *world) {
+		for name, want := range map[volume.NodeID]bool{"n1": true, "n2": true, "other": false, "n9": false} {
+			if got, err := w.fleet.Had(w.ctx, name); err != nil || got != want {
+				t.Errorf("%s: %t, %v", name, got, err)
+			}
+		}
+		if _, err := w.fleet.Address(w.ctx, "n1"); !errors.Is(err, ErrAway) {
+			t.Errorf("address: %v", err)
+		}
+	})
+}
+
 // TestFleetOutlivesTheAPIServer: what was read answers while nobody else does, and what changed meanwhile is known afterwards.
 func TestFleetOutlivesTheAPIServer(t *testing.T) {
 	inCluster(t, oneNode(), func(w *world) {
@@ -70,6 +86,9 @@ func TestFleetSaysThatNothingWasReadYet(t *testing.T) {
 		cold := Fleet{must(NewCluster(Config{API: w.api, Driver: driver, Namespace: space}))}
 		if _, err := cold.List(w.ctx); !errors.Is(err, ErrNotRead) {
 			t.Errorf("list: %v", err)
+		}
+		if _, err := cold.Had(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
+			t.Errorf("had: %v", err)
 		}
 		if _, err := cold.Address(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
 			t.Errorf("address: %v", err)

@@ -132,6 +132,8 @@ type nowhere struct{}
 
 func (nowhere) List(context.Context) ([]volume.NodeID, error) { return nil, nil }
 
+func (nowhere) Had(context.Context, volume.NodeID) (bool, error) { return false, nil }
+
 func (nowhere) Address(context.Context, volume.NodeID) (string, error) {
 	return "", errors.New("no volume lives on a machine")
 }
