@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -114,8 +113,9 @@ func ask[Q, A any](ctx context.Context, r *Router, node volume.NodeID, q Q, f ca
 	if err == nil || len(trailer.Get(answeredKey)) > 0 || ctx.Err() != nil {
 		return a, err
 	}
-	if s := status.Convert(err); s.Code() == codes.Unavailable {
+	s := status.Convert(err)
+	if s.Code() == codes.Unavailable || s.Code() == codes.Canceled { // canceled: the line was closed, since the machine has another address
 		return none, &awayError{errors.New(s.Message())}
 	}
-	return none, fmt.Errorf("node %s: %w", node, err)
+	return none, answer(s.Code(), "node %s: %s", node, s.Message())
 }

@@ -244,6 +244,38 @@ func TestRouterDoesNotHangOnASilentMachine(t *testing.T) {
 	wants(t, err, codes.Unavailable, "n1", "does not answer")
 }
 
+// unanswered is a controller that says nothing until it ends.
+type unanswered struct {
+	csi.UnimplementedControllerServer
+	asked, end chan struct{}
+}
+
+func (u unanswered) CreateVolume(context.Context, *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	close(u.asked)
+	<-u.end
+	return nil, errors.New("ended")
+}
+
+// TestRouterDoesNotKnowWhatAMovedMachineDid: what was asked at its former address may be done or not, and INTERNAL would say that it is not.
+func TestRouterDoesNotKnowWhatAMovedMachineDid(t *testing.T) {
+	f := startFleet(t, "n1")
+	u := unanswered{asked: make(chan struct{}), end: make(chan struct{})}
+	s := f.router.Services()
+	s.Controller = u
+	former := f.at("n1", serveTCP(t, s))
+	t.Cleanup(func() { close(u.end) })
+	answered := make(chan error, 1)
+	go func() {
+		_, err := f.create("pvc-1", "n1")
+		answered <- err
+	}()
+	<-u.asked
+	f.at("n1", former)
+	_, err := f.create("pvc-2", "n1")
+	must(t, err)
+	wants(t, <-answered, codes.Unavailable, "pvc-1", "n1", "does not answer")
+}
+
 func TestRouterListsAllMachines(t *testing.T) {
 	f := startFleet(t, "n1", "n2", "n3")
 	want := []string{"a@n1", "b@n1", "c@n3", "d@n3"}
