@@ -2,8 +2,10 @@ package mount
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,5 +32,24 @@ func TestMountsOfOthers(t *testing.T) {
 		if err != nil || !mounted || e.FSType != "tmpfs" || e.Source != source || !slices.Contains(e.SuperOptions, "size=4k") {
 			t.Errorf("%q: %+v, %t, %v", name, e, mounted, err)
 		}
+	}
+}
+
+// TestMountsOfAProcessThatHasEnded: one that ends while it is looked at holds nothing any more, and is no reason to refuse a detach.
+func TestMountsOfAProcessThatHasEnded(t *testing.T) {
+	c := exec.Command("true")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := c.Process.Pid
+	if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil { // a zombie from here on
+		t.Fatal(err)
+	}
+	if _, err := mountTable(strconv.Itoa(pid)); !gone(err) {
+		t.Errorf("before its parent has asked: %v", err)
+	}
+	_ = c.Wait()
+	if _, err := mountTable(strconv.Itoa(pid)); !gone(err) {
+		t.Errorf("after that: %v", err)
 	}
 }

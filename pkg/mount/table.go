@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -107,6 +108,9 @@ func kernelName(dev blockDevice) string {
 // mountTable lists the mounts in the namespace of the process, in the order in which they cover each other.
 func mountTable(pid string) ([]Entry, error) {
 	text, err := os.ReadFile(filepath.Join("/proc", pid, "mountinfo"))
+	if errors.Is(err, unix.EINVAL) { // it has ended, and nobody has asked yet how
+		err = unix.ESRCH
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list the mounts of process %s: %w", pid, err)
 	}
