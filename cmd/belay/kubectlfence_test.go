@@ -93,6 +93,18 @@ func TestFenceOneVolume(t *testing.T) {
 	}
 }
 
+// TestFenceGuessesNoVolume: a name that volumes of two machines have is asked back.
+func TestFenceGuessesNoVolume(t *testing.T) {
+	c := burning(t)
+	c.on("get pvc pvc-1 --namespace=shop --ignore-not-found -o json", reply{})
+	c.replies[askVolumes] = []reply{{Out: volumesJSON(t, attached("pvc-1", "n1", 7), attached("pvc-1", "n2", 3))}}
+	code, _, errOut := c.run("fence", "pvc-1", "-n", "shop", "--reason", "it burns; badly", "--yes")
+	if code != exitUsage || !strings.Contains(errOut, "pvc-1@n1, pvc-1@n2") {
+		t.Errorf("exit %d\n%s", code, errOut)
+	}
+	c.asked("get pvc pvc-1 --namespace=shop --ignore-not-found -o json", askAttachments, askPVs, askVolumes)
+}
+
 // TestFenceOutcomes: what becomes of an override, and the exit code.
 func TestFenceOutcomes(t *testing.T) {
 	va := func(annotations ...string) reply {

@@ -42,7 +42,9 @@ func (k *plugin) planFence(cmd *cobra.Command, arg string) (word string, targets
 		return "", nil, err
 	}
 	if kind != "node" {
-		name = s.handleOf(name)
+		if name, err = s.handleOf(name); err != nil {
+			return "", nil, err
+		}
 		wanted = func(handle string, _ volume.NodeID) bool { return handle == name }
 	}
 	if targets = s.plan(wanted); len(targets) == 0 {
@@ -70,14 +72,21 @@ func (k *plugin) situation(cmd *cobra.Command) (s situation, err error) {
 	return s, err
 }
 
-// handleOf is the handle of a volume that was named by its ID or the orchestrator's name.
-func (s situation) handleOf(name string) string {
+// handleOf is the handle of a volume that was named by its ID or the orchestrator's name. A usageError where several have it.
+func (s situation) handleOf(name string) (string, error) {
+	var found []string
 	for _, v := range s.listed {
 		if string(v.ID) == name || v.Name == name {
-			return nameOf(v)
+			found = append(found, nameOf(v))
 		}
 	}
-	return name
+	switch len(found) {
+	case 0:
+		return name, nil
+	case 1:
+		return found[0], nil
+	}
+	return "", usageError{fmt.Errorf("%s names several volumes: say which: %s", name, strings.Join(found, ", "))}
 }
 
 // plan says of each attached volume that is wanted what is to become of it, in the order of their handles.
