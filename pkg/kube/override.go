@@ -65,7 +65,13 @@ type Overrides struct {
 	done     func(outcome string)
 
 	mu    sync.Mutex
-	first map[string]time.Time // when an override that still waits was seen first, by the attachment's UID and its text
+	waits map[string]patience // by the attachment's name
+}
+
+// patience is with an override that cannot be carried out yet.
+type patience struct {
+	with  string // the attachment's UID and the text
+	since time.Time
 }
 
 // NewOverrides returns a controller. told is called with "done" or "rejected"; it may be nil.
@@ -73,7 +79,7 @@ func NewOverrides(k *Cluster, r *Reporter, p Peers, told func(outcome string)) *
 	if told == nil {
 		told = func(string) {}
 	}
-	return &Overrides{cluster: k, reporter: r, peers: p, done: told, first: map[string]time.Time{}}
+	return &Overrides{cluster: k, reporter: r, peers: p, done: told, waits: map[string]patience{}}
 }
 
 // Run carries overrides out until ctx ends.
@@ -96,14 +102,12 @@ type outcome struct {
 // look carries out the override of the attachment, if it has one, and writes what became of it. An error: not yet.
 func (o *Overrides) look(ctx context.Context, name string) error {
 	a, err := o.cluster.API.attachments().get(ctx, name)
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
 	text, there := a.Annotations[AnnotationOverride]
-	if !there || a.Spec.Attacher != o.cluster.Driver {
+	if err != nil || !there || a.Spec.Attacher != o.cluster.Driver {
+		o.forget(name)
 		return nil
 	}
 	w, out, err := o.settle(ctx, a, text)
@@ -114,28 +118,36 @@ func (o *Overrides) look(ctx context.Context, name string) error {
 	if err := o.write(ctx, a, out); err != nil {
 		return err
 	}
+	o.forget(name)
 	o.tell(w, out)
 	return nil
 }
 
 // settle says what becomes of the override; an error where that is not known yet.
 func (o *Overrides) settle(ctx context.Context, a *storagev1.VolumeAttachment, text string) (about, outcome, error) {
-	seen := string(a.UID) + text
 	w, out, err := o.carryOut(ctx, a, text)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if err == nil {
-		delete(o.first, seen)
-		return w, out, nil
-	}
-	if o.first[seen].IsZero() {
-		o.first[seen] = time.Now()
-	}
-	if time.Since(o.first[seen]) < overridePatience {
+	if err == nil || !o.overdue(a, text) {
 		return w, out, err
 	}
-	delete(o.first, seen)
 	return w, outcome{text: fmt.Sprintf("could not be carried out for %v: %v; nothing was fenced for it that is known of; set it again when the cause is gone", overridePatience, err)}, nil
+}
+
+// overdue says that the override has waited for as long as one may.
+func (o *Overrides) overdue(a *storagev1.VolumeAttachment, text string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	with := string(a.UID) + text
+	if o.waits[a.Name].with != with {
+		o.waits[a.Name] = patience{with, time.Now()}
+	}
+	return time.Since(o.waits[a.Name].since) >= overridePatience
+}
+
+// forget that the attachment had an override that waits.
+func (o *Overrides) forget(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.waits, name)
 }
 
 func (o *Overrides) carryOut(ctx context.Context, a *storagev1.VolumeAttachment, text string) (about, outcome, error) {

@@ -183,6 +183,23 @@ func TestOverrideWaitsForTheNodeButNotForEver(t *testing.T) {
 	})
 }
 
+// TestOverrideThatWasTakenBack and is set again later is tried for as long as any.
+func TestOverrideThatWasTakenBack(t *testing.T) {
+	inCluster(t, overridden(goodOverride), func(w *world) {
+		w.peer("n1").away = errors.New("node n1 does not answer")
+		w.override()
+		time.Sleep(overridePatience / 2)
+		w.server.Put(attachment("csi-1", "pv-1", "n1", nil))
+		time.Sleep(time.Hour)
+		w.server.Put(attachment("csi-1", "pv-1", "n1", map[string]string{AnnotationOverride: goodOverride}))
+		time.Sleep(overridePatience / 2)
+		w.wantsResult(goodOverride, "")
+		w.peer("n1").set(func(p *peer) { p.away = nil })
+		time.Sleep(2 * retryMax)
+		w.wantsResult("", "done: ")
+	})
+}
+
 // TestOverrideWhileOthersWrite: the attacher writes to the attachment between our read and our write.
 func TestOverrideWhileOthersWrite(t *testing.T) {
 	inCluster(t, overridden(goodOverride), func(w *world) {
