@@ -228,6 +228,17 @@ func TestReadOnlyBlock(t *testing.T) {
 	other.TargetPath, other.Readonly = next.target+"2", true
 	_, err = p.NodePublishVolume(t.Context(), other)
 	wants(t, err, codes.FailedPrecondition, next.id, "read-only")
+	must(t, next.hide())
+	other.TargetPath = next.target
+	_, err = p.NodePublishVolume(t.Context(), other)
+	must(t, err)
+	must(t, next.stage()) // kubelet has been restarted, and asks for everything again
+	_, err = p.NodePublishVolume(t.Context(), other)
+	must(t, err)
+	if f, err := os.OpenFile(next.target, os.O_RDWR, 0); err == nil {
+		must(t, f.Close())
+		t.Error("staged again, a read-only target can be written to")
+	}
 	next.leave()
 }
 

@@ -185,8 +185,8 @@ func (d *Driver) lost(ctx context.Context, s staging, cause error) error {
 
 // show makes the device usable: mounted on the staging path, or as it is.
 func (d *Driver) show(ctx context.Context, device engine.Device, e detach.Entry) error {
-	// Always: the mark outlives the volume that a loop device had before. A read-only mount still replays its journal.
-	if err := d.Mounter.SetReadOnly(device.Path, e.ReadOnly && e.Access == detach.Block); err != nil || e.Access == detach.Block {
+	// Always: the mark outlives the volume that a loop device had before.
+	if err := d.Mounter.SetReadOnly(device.Path, writeProtected(e)); err != nil || e.Access == detach.Block {
 		return err
 	}
 	// Before anybody looks for a mount: a check makes one.
@@ -214,6 +214,12 @@ func (d *Driver) show(ctx context.Context, device engine.Device, e detach.Entry)
 		return err
 	}
 	return d.Mounter.Mount(ctx, device.Path, e.Staging, e.FSType, mountOptions(e))
+}
+
+// writeProtected says that nobody may write to the device. Kubelet stages again after its restart, with a read-only target in use; a read-only mount still replays
+// its journal.
+func writeProtected(e detach.Entry) bool {
+	return e.Access == detach.Block && (e.ReadOnly || slices.ContainsFunc(e.Targets, func(t detach.Target) bool { return t.ReadOnly }))
 }
 
 func mountOptions(e detach.Entry) []string {
