@@ -79,11 +79,6 @@ func (k *Controllers) Run(ctx context.Context) {
 
 // lead runs what only one process does. The controllers are made anew each time: what they remember is of the time they lead.
 func (k *Controllers) lead(ctx context.Context) {
-	restarts := NewRestarts(k.Fleet.Cluster, k.Reporter, k.c.Peers)
-	run := []func(context.Context){
-		restarts.Run, NewNotices(k.Fleet, k.Reporter, k.c.Peers, restarts.Lost).Run,
-		NewOverrides(k.Fleet.Cluster, k.Reporter, k.c.Peers, k.c.Hooks.Override).Run, NewDrain(k.Fleet, k.c.Peers).Run,
-	}
 	if k.c.Hooks.Leading != nil {
 		k.c.Hooks.Leading(true)
 		defer k.c.Hooks.Leading(false)
@@ -95,6 +90,11 @@ func (k *Controllers) lead(ctx context.Context) {
 	}
 	if k.Fleet.Wait(ctx) != nil {
 		return // ctx has ended
+	}
+	restarts := NewRestarts(k.Fleet.Cluster, k.Reporter, k.c.Peers)
+	run := []func(context.Context){
+		restarts.Run, NewNotices(k.Fleet, k.Reporter, k.c.Peers, restarts.Lost).Run,
+		NewOverrides(k.Fleet.Cluster, k.Reporter, k.c.Peers, k.c.Hooks.Override).Run, NewDrain(k.Fleet, k.c.Peers).Run,
 	}
 	for _, r := range run {
 		all.Go(func() { r(ctx) })

@@ -67,6 +67,17 @@ func TestControllersStartBeforeTheAPIServer(t *testing.T) {
 	})
 }
 
+// TestControllersStopBeforeTheAPIServerWasHeard, and leave nothing running: synctest fails the test otherwise.
+func TestControllersStopBeforeTheAPIServerWasHeard(t *testing.T) {
+	inCluster(t, oneNode(), func(w *world) {
+		w.server.SetAway(true)
+		k := must(NewControllers(ControllersConfig{Config: Config{API: w.api, Driver: driver, Namespace: space}, Peers: w.dial, Identity: "a", Alone: true}))
+		stop := w.run(k.Run)
+		settle()
+		stop()
+	})
+}
+
 // TestUnfinishedConfigurationsAreRefused.
 func TestUnfinishedConfigurationsAreRefused(t *testing.T) {
 	api := &API{}
