@@ -22,7 +22,7 @@ func TestLife(t *testing.T) {
 				t.Errorf("the volume is called %s, want %s", handle, want)
 			}
 			if class == "belay-xfs" { // ext4 grows while mounted only where processes may have CAP_SYS_RESOURCE
-				c.expand("data", "1Gi")
+				w.expand("1Gi")
 				w.goesOn()
 			}
 			said := w.told(p)
@@ -61,16 +61,20 @@ volumeBindingMode: WaitForFirstConsumer
 allowVolumeExpansion: true
 `
 
-// expand waits until claim and filesystem have the size.
-func (c *cluster) expand(name, size string) {
-	c.Helper()
-	c.kubectl("patch", "pvc", name, "-p", fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, size))
-	c.eventually("expanded", func() error {
+// expand waits until claim and filesystem have the size. Kubelet looks at the sizes of a pod's volumes when the pod changes, and else once in a minute or so: it is
+// made to look.
+func (w writer) expand(size string) {
+	w.Helper()
+	w.kubectl("patch", "pvc", w.name, "-p", fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, size))
+	looks := 0
+	w.eventually("expanded", func() error {
 		var got claim
-		if c.get(&got, "pvc", name); got.Status.Capacity["storage"] != size {
-			return fmt.Errorf("its capacity is %s", got.Status.Capacity["storage"])
+		if w.get(&got, "pvc", w.name); got.Status.Capacity["storage"] == size {
+			return nil
 		}
-		return nil
+		looks++
+		w.kubectl("annotate", "pods", "-l", "app="+w.name, "--overwrite", fmt.Sprintf("looks=%d", looks))
+		return fmt.Errorf("its capacity is %s", got.Status.Capacity["storage"])
 	})
 }
 
