@@ -47,6 +47,7 @@ type plugin struct {
 	loops  *loopNode
 	agent  *detach.Agent
 	dir    string
+	stages string // directory of the stage journal
 	log    *syncBuffer
 
 	mu      sync.Mutex
@@ -75,14 +76,14 @@ func (s *syncBuffer) String() string {
 
 func start(t *testing.T, change ...func(*Config)) *plugin {
 	t.Helper()
-	p := &plugin{t: t, engine: enginetest.NewMemory(enginetest.MemoryOptions{}), dir: t.TempDir(), log: &syncBuffer{}}
+	p := &plugin{t: t, engine: enginetest.NewMemory(enginetest.MemoryOptions{}), dir: t.TempDir(), stages: filepath.Join(t.TempDir(), "journal"), log: &syncBuffer{}}
 	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p.loops = &loopNode{Node: p.engine.On(here), dir: t.TempDir(), devices: map[volume.ID]string{}, lost: map[volume.ID]bool{}, unclean: map[volume.ID]bool{}}
 	t.Cleanup(p.loops.cleanUp)
 	keys, err := receipt.OpenKeyring(vfs.OS(), filepath.Join(t.TempDir(), "keys"))
 	must(t, err)
 	book := receipt.NewBook(keys, time.Now)
-	journal, err := detach.OpenJournal(vfs.OS(), filepath.Join(t.TempDir(), "journal"))
+	journal, err := detach.OpenJournal(vfs.OS(), p.stages)
 	must(t, err)
 	mounter := mount.New(mount.Config{Log: log, Owned: func(int) bool { return false }})
 	p.agent, err = detach.NewAgent(detach.AgentConfig{Node: here, Engine: p.loops, Control: p.engine, Journal: journal, Releaser: mount.NewReleaser(mounter), Book: book, Log: log})

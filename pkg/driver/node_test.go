@@ -234,6 +234,19 @@ func TestReadOnlyBlock(t *testing.T) {
 	next.leave()
 }
 
+// TestDamagedJournal: kubelet unstages only what it could unpublish, so that one must not wait for the other to mend the entry.
+func TestDamagedJournal(t *testing.T) {
+	root(t)
+	p := start(t)
+	s := p.create("data", 64, asMount("ext4", writer)).publish()
+	must(t, s.stage())
+	must(t, s.show())
+	must(t, os.WriteFile(filepath.Join(p.stages, s.id+".json"), []byte("rot"), 0o600))
+	must(t, s.hide())
+	must(t, s.hide())
+	s.leave()
+}
+
 func writesNothing(t *testing.T, device string) {
 	t.Helper()
 	f, err := os.OpenFile(device, os.O_RDWR, 0)

@@ -244,7 +244,13 @@ func (d *Driver) nodeUnpublish(ctx context.Context, id volume.ID, path string) e
 	if err := removeTarget(path); err != nil {
 		return err
 	}
-	return d.Agent.RemoveTarget(ctx, id, path)
+	err = d.Agent.RemoveTarget(ctx, id, path)
+	if errors.Is(err, detach.ErrJournal) {
+		// NodeUnstageVolume mends it, for which the orchestrator waits until this call has answered OK.
+		d.Log.Error("unpublished; the stage journal's entry is damaged", "volume", id, "path", path, "error", err)
+		return nil
+	}
+	return err
 }
 
 // deviceOf returns the volume's device on this node, "" where it has none: from the journal, or, where that was lost, from
