@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -138,15 +139,16 @@ func TestEventsOutliveTheStartOfTheAPIServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		forbidden := apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "data.1", errors.New("RBAC"))
 		final := func(err error) bool { _, is := errors.AsType[*apierrors.StatusError](err); return is }
-		s := &sink{}
+		s, away := &sink{ctx: t.Context()}, errors.New("connection refused")
 		time.Sleep(time.Hour)
 		if !final(s.tried(forbidden)) {
 			t.Error("who has no right tries for ever")
 		}
-		if err := s.tried(errors.New("connection refused")); err == nil || s.tried(nil) != nil {
-			t.Errorf("an API server that is away: %v", err)
+		_, err := s.write(func() (*corev1.Event, error) { defer func() { away = nil }(); return nil, away })
+		if err != nil {
+			t.Errorf("an API server that is back: %v", err)
 		}
-		time.Sleep(settling - time.Second)
+		time.Sleep(settling - eventPatience - time.Second)
 		if err := s.tried(forbidden); final(err) || err == nil {
 			t.Errorf("an API server that has just come back: %v", err)
 		}

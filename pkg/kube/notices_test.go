@@ -9,6 +9,10 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/kube/kubetest"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -119,6 +123,44 @@ func TestEventsWaitForTheAPIServer(t *testing.T) {
 			t.Errorf("told: %q", got)
 		}
 	})
+}
+
+// TestEventsWaitAsLongAsTheAPIServerIsAway: those that are told first are not given up for those that follow.
+func TestEventsWaitAsLongAsTheAPIServerIsAway(t *testing.T) {
+	var objects []kubetest.Object
+	for i := range 50 {
+		objects = append(objects, persistent(fmt.Sprint("pv-", i), fmt.Sprintf("v-%d@n1", i), func(pv *corev1.PersistentVolume) { pv.Spec.ClaimRef.Name = fmt.Sprint("c-", i) }))
+	}
+	inCluster(t, objects, func(w *world) {
+		w.server.SetAway(true)
+		for i := range objects {
+			w.report.Refused(fmt.Sprintf("v-%d@n1", i), "n1", errors.New(held))
+		}
+		time.Sleep(6 * time.Hour)
+		w.server.SetAway(false)
+		time.Sleep(time.Minute)
+		if got := w.told(); len(got) != len(objects) {
+			t.Errorf("%d of %d were told", len(got), len(objects))
+		}
+	})
+}
+
+// TestWhatTheAPIServerSaysInATroubleIsNoLastWord: record gives up at once what is refused, and these refusals pass.
+func TestWhatTheAPIServerSaysInATroubleIsNoLastWord(t *testing.T) {
+	status := func(err error) bool { _, is := errors.AsType[*apierrors.StatusError](err); return is }
+	for _, err := range []error{
+		apierrors.NewInternalError(errors.New("etcdserver: leader changed")), apierrors.NewServiceUnavailable("shutting down"),
+		apierrors.NewTooManyRequests("later", 1), apierrors.NewServerTimeout(schema.GroupResource{Resource: "events"}, "create", 1), apierrors.NewTimeoutError("later", 1),
+	} {
+		if got := (&sink{}).tried(err); got == nil || status(got) || !strings.Contains(got.Error(), err.Error()) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	for _, err := range []error{apierrors.NewForbidden(schema.GroupResource{Resource: "events"}, "x", nil), apierrors.NewBadRequest("x"), apierrors.NewConflict(schema.GroupResource{}, "x", nil)} {
+		if got := (&sink{}).tried(err); !status(got) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
 }
 
 // TestOldNoticesAreNotToldAgain by a leader that comes late, but for lost devices, which are looked into.

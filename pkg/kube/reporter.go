@@ -12,6 +12,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/belay-storage/belay/pkg/volume"
@@ -23,7 +24,7 @@ const (
 	eventEvery = time.Minute
 	// eventTextMax is how long the text of an Event may be.
 	eventTextMax = 1024
-	// eventPatience is how long the writing of Events waits for an API server that is away, between tries.
+	// eventPatience is how long the writing of Events waits between tries, for an API server that is away or in trouble.
 	eventPatience = 10 * time.Second
 )
 
@@ -31,8 +32,8 @@ const (
 const annotationVolume = prefix + "volume"
 
 // Reporter tells people what happens to volumes, by Events on the PersistentVolumeClaim, the VolumeAttachment and the Node. What is said again of the
-// same object, reason and volume is one Event that counts and has the newest text. Nothing waits for it: Events wait while the API server is away,
-// up to a thousand of them. Safe for concurrent use.
+// same object, reason and volume is one Event that counts and has the newest text. Nothing waits for it: Events wait for as long as the API server is away,
+// the first thousand of them. Safe for concurrent use.
 type Reporter struct {
 	*Cluster
 	recorder    record.EventRecorder
@@ -161,27 +162,48 @@ type sink struct {
 // settling is how long an API server that was away may refuse what it should not: until it has read the roles it answers FORBIDDEN.
 const settling = time.Minute
 
-// tried is err, where a refusal that passes is none that record takes for the server's last word: it is tried again.
-func (s *sink) tried(err error) error {
-	if _, answered := errors.AsType[*apierrors.StatusError](err); err != nil && !answered {
+// write writes until the API server answers: record would give an Event up after some tries, and while it tries one the others wait.
+func (s *sink) write(once func() (*corev1.Event, error)) (*corev1.Event, error) {
+	for {
+		out, err := once()
+		if answered(err) || s.ctx.Err() != nil {
+			return out, s.tried(err)
+		}
 		s.away = time.Now()
+		pause(s.ctx, eventPatience)
 	}
-	if apierrors.IsForbidden(err) && time.Since(s.away) < settling {
-		return fmt.Errorf("the API server has just come back: %s", err.Error())
+}
+
+// answered says that the API server has had the request, or never will.
+func answered(err error) bool {
+	_, status := errors.AsType[*apierrors.StatusError](err)
+	_, none := errors.AsType[*rest.RequestConstructionError](err)
+	return err == nil || status || none || errors.Is(err, ErrForbidden)
+}
+
+// tried is err, where a refusal that passes is none that record takes for the server's last word: it is tried again some times.
+func (s *sink) tried(err error) error {
+	if troubled(err) || apierrors.IsForbidden(err) && time.Since(s.away) < settling {
+		return fmt.Errorf("the API server cannot take it now: %s", err.Error())
 	}
 	return err
 }
 
+// troubled says that the API server, or its store, cannot do it at the moment.
+func troubled(err error) bool {
+	return apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err)
+}
+
 // Create implements record.EventSink.
 func (s *sink) Create(e *corev1.Event) (*corev1.Event, error) {
-	out, err := s.api.events(e.Namespace).create(s.ctx, written(e))
-	return out, s.tried(err)
+	return s.write(func() (*corev1.Event, error) { return s.api.events(e.Namespace).create(s.ctx, written(e)) })
 }
 
 // Patch implements record.EventSink.
 func (s *sink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
-	out, err := s.api.events(e.Namespace).patch(s.ctx, e.Name, types.StrategicMergePatchType, json.RawMessage(patch))
-	return out, s.tried(err)
+	return s.write(func() (*corev1.Event, error) {
+		return s.api.events(e.Namespace).patch(s.ctx, e.Name, types.StrategicMergePatchType, json.RawMessage(patch))
+	})
 }
 
 // Update implements record.EventSink, which does not call it.
