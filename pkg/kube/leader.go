@@ -30,6 +30,7 @@ type Elector struct {
 
 	seen   string // what the Lease said when it changed last
 	seenAt time.Time
+	told   string // the trouble that kept it from leading when it tried last
 }
 
 // NewElector returns an elector for the Lease of the name. identity is this process's own.
@@ -45,7 +46,7 @@ var errHeld = errors.New("another one leads")
 func (e *Elector) Run(ctx context.Context, lead func(ctx context.Context)) {
 	for ctx.Err() == nil {
 		if err := e.take(ctx); err != nil {
-			e.log.Debug("not leading", "lease", e.name, "error", err)
+			e.following(ctx, err)
 			pause(ctx, renewEvery)
 			continue
 		}
@@ -53,6 +54,22 @@ func (e *Elector) Run(ctx context.Context, lead func(ctx context.Context)) {
 		e.lead(ctx, lead)
 		e.log.Info("not leading any more", "lease", e.name, "identity", e.identity)
 	}
+}
+
+// following tells why this process does not lead, where that is something else than one that does.
+func (e *Elector) following(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return // it stops
+	}
+	level, trouble := slog.LevelDebug, ""
+	if !errors.Is(err, errHeld) && !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+		trouble = err.Error()
+	}
+	if trouble != "" && trouble != e.told {
+		level = slog.LevelWarn
+	}
+	e.told = trouble
+	e.log.Log(ctx, level, "not leading", "lease", e.name, "error", err)
 }
 
 // lead runs lead for as long as the Lease is renewed in time.

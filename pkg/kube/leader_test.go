@@ -155,3 +155,27 @@ func TestALeaderTriesAgainWithinItsDeadline(t *testing.T) {
 		}
 	})
 }
+
+// TestThatNobodyCanLeadIsTold, once for each cause: without a leader there are no certificates, Events or conditions. That another one leads is no news.
+func TestThatNobodyCanLeadIsTold(t *testing.T) {
+	inCluster(t, nil, func(w *world) {
+		var said strings.Builder
+		log := slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))
+		l := lease("b", time.Now())
+		l.Name, l.Namespace = LeaseName, space
+		w.server.Put(l)
+		stop := w.run(func(ctx context.Context) {
+			NewElector(w.api, space, LeaseName, "a", log).Run(ctx, func(context.Context) {})
+		})
+		settle()
+		if said.Len() != 0 {
+			t.Errorf("another one leads, and said: %s", said.String())
+		}
+		w.server.SetAway(true)
+		time.Sleep(10 * time.Minute)
+		stop()
+		if got := said.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "connection refused") || !strings.Contains(got, LeaseName) {
+			t.Errorf("said: %s", got)
+		}
+	})
+}
