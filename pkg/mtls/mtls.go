@@ -10,6 +10,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -126,8 +127,8 @@ func (a *Authority) Check(c Certificate, role Role, now time.Time) (time.Time, e
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
-	if _, err := parseKey(c.Key); err != nil {
-		return time.Time{}, err
+	if _, err := tls.X509KeyPair(c.Cert, c.Key); err != nil {
+		return time.Time{}, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	if string(c.CA) != string(a.Trusted) {
 		return time.Time{}, fmt.Errorf("%w: it comes with another list of who is trusted", ErrUnusable)

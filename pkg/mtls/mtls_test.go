@@ -158,12 +158,15 @@ func TestCheck(t *testing.T) {
 	stripped.CA = other.Trusted
 	keyless := c
 	keyless.Key = nil
+	mixed := c
+	mixed.Key = issue(t, a, Node).Key
 	for name, f := range map[string]func() error{
 		"another role":      func() error { _, err := a.Check(c, Controller, now); return err },
 		"another authority": func() error { _, err := other.Check(c, Node, now); return err },
 		"expired":           func() error { _, err := a.Check(c, Node, now.Add(2*leafLife)); return err },
 		"other trust":       func() error { _, err := a.Check(stripped, Node, now); return err },
 		"no key":            func() error { _, err := a.Check(keyless, Node, now); return err },
+		"another's key":     func() error { _, err := a.Check(mixed, Node, now); return err },
 		"empty":             func() error { _, err := a.Check(Certificate{}, Node, now); return err },
 		"mixed authority":   func() error { _, err := ParseAuthority(a.Trusted, other.KeyPEM); return err },
 		"a leaf as one":     func() error { _, err := ParseAuthority(c.Cert, c.Key); return err },
