@@ -64,6 +64,18 @@ func (f Fleet) Had(_ context.Context, node volume.NodeID) (bool, error) {
 	return ok && n.Labels[f.topologyLabel()] != "" || f.ours(node), nil
 }
 
+// Known names every node that is one of List, or was and is still a Node. ErrNotRead.
+func (f Fleet) Known(ctx context.Context) ([]volume.NodeID, error) {
+	found, err := f.List(ctx)
+	for _, o := range f.nodes.GetStore().List() {
+		if n, ok := o.(*corev1.Node); ok && n.Labels[f.topologyLabel()] != "" {
+			found = append(found, volume.NodeID(n.Name))
+		}
+	}
+	slices.Sort(found)
+	return slices.Compact(found), err
+}
+
 // Address is host:port of the node's ready endpoint. ErrAway where it has none; ErrNotRead. The errors do not name the node.
 func (f Fleet) Address(_ context.Context, node volume.NodeID) (string, error) {
 	var found []string

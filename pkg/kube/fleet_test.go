@@ -48,7 +48,9 @@ func TestFleetFindsNodesAndSaysWhyOneIsAway(t *testing.T) {
 // TestFleetKnowsANodeWhosePodIsExchanged: in between it has neither a driver in its CSINode nor an endpoint, and its volumes are there all the same.
 func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
 	registered := func(n *corev1.Node) { n.Labels["topology."+driver+"/node"] = n.Name }
-	objects := []kubetest.Object{node("n1", registered), csiNode("n1"), node("n2", registered), csiNode("n2", driver), node("other"), csiNode("other", "ebs.csi.aws.com")}
+	objects := []kubetest.Object{node("n1", registered), csiNode("n1"), node("n2", registered), csiNode("n2", driver), node("other"), csiNode("other", "ebs.csi.aws.com"),
+		endpoints("b", map[string]string{"n6": "10.0.0.6"}),
+	}
 	inCluster(t, objects, func(w *world) {
 		for name, want := range map[volume.NodeID]bool{"n1": true, "n2": true, "other": false, "n9": false} {
 			if got, err := w.fleet.Had(w.ctx, name); err != nil || got != want {
@@ -57,6 +59,9 @@ func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
 		}
 		if _, err := w.fleet.Address(w.ctx, "n1"); !errors.Is(err, ErrAway) {
 			t.Errorf("address: %v", err)
+		}
+		if got, err := w.fleet.Known(w.ctx); err != nil || !slices.Equal(got, []volume.NodeID{"n1", "n2", "n6"}) {
+			t.Errorf("known: %v, %v", got, err)
 		}
 	})
 }
@@ -89,6 +94,9 @@ func TestFleetSaysThatNothingWasReadYet(t *testing.T) {
 		}
 		if _, err := cold.Had(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
 			t.Errorf("had: %v", err)
+		}
+		if _, err := cold.Known(w.ctx); !errors.Is(err, ErrNotRead) {
+			t.Errorf("known: %v", err)
 		}
 		if _, err := cold.Address(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
 			t.Errorf("address: %v", err)
