@@ -109,6 +109,21 @@ func TestNodesOfOthersHaveNoCondition(t *testing.T) {
 	})
 }
 
+// TestNobodyKnowsOfANodeWhoseDriverIsAway: it has gone from the CSINode, and its volumes are attached all the same.
+func TestNobodyKnowsOfANodeWhoseDriverIsAway(t *testing.T) {
+	registered := func(n *corev1.Node) { n.Labels["topology."+driver+"/node"] = n.Name }
+	inCluster(t, append(oneNode(), node("n1", registered)), func(w *world) {
+		w.drain()
+		w.wantsCondition("n1", "False VolumesAttached")
+		w.peer("n1").set(func(p *peer) { p.away = ErrAway })
+		w.server.Put(csiNode("n1"))
+		w.server.Remove(endpoints("belay-node-1", nil))
+		w.wantsCondition("n1", "Unknown NodeUnreachable")
+		time.Sleep(time.Hour)
+		w.wantsCondition("n1", "Unknown NodeUnreachable")
+	})
+}
+
 // TestDrainSignalWaitsForTheAPIServer: what could not be written is written later.
 func TestDrainSignalWaitsForTheAPIServer(t *testing.T) {
 	inCluster(t, oneNode(), func(w *world) {
