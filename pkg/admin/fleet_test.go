@@ -155,6 +155,27 @@ func TestBoardTellsEachNoticeOnce(t *testing.T) {
 	}
 }
 
+// TestAPageHasAnEnd: whoever comes late to many boards holds a page of each, and what is left is asked for.
+func TestAPageHasAnEnd(t *testing.T) {
+	b := NewBoard("n1")
+	for range noticesKept {
+		b.Post(Notice{Kind: Refused, Volume: "pvc-1"})
+	}
+	at, got := Cursor{}, 0
+	for pages := 1; ; pages++ {
+		page, _ := b.after(at)
+		if got += len(page.Notices); len(page.Notices) > noticesPage || page.Missed || page.Next.Seq != uint64(got) {
+			t.Fatalf("page %d: %d notices, next %d after %d, missed %t", pages, len(page.Notices), page.Next.Seq, got, page.Missed)
+		}
+		if at = page.Next; !page.More {
+			break
+		}
+	}
+	if page, _ := b.after(at); got != noticesKept || len(page.Notices) != 0 || page.More {
+		t.Errorf("%d of %d notices, then %d more", got, noticesKept, len(page.Notices))
+	}
+}
+
 func TestNoticesCrossTheWire(t *testing.T) {
 	e, b := sealed(t)
 	c := serve(t, e, b, nil)

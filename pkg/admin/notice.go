@@ -14,6 +14,9 @@ import (
 // noticesKept is how many notices a board keeps for who comes late.
 const noticesKept = 4096
 
+// noticesPage is how many are given at once: a new leader asks every node at the same time, and has all their pages in memory.
+const noticesPage = 256
+
 // NoticeKind says what a notice is of.
 type NoticeKind string
 
@@ -50,10 +53,12 @@ type Cursor struct {
 	Seq uint64 `json:"seq"`
 }
 
-// NoticePage are notices, oldest first, and the place after them.
+// NoticePage are notices, oldest first, at most noticesPage of them, and the place after them.
 type NoticePage struct {
 	Notices []Notice `json:"notices"`
 	Next    Cursor   `json:"next"`
+	// More: others follow, and need not be waited for.
+	More bool `json:"more,omitempty"`
 	// Missed: there were others after the cursor, which are not kept any more.
 	Missed bool `json:"missed,omitempty"`
 }
@@ -88,7 +93,7 @@ func (b *Board) Post(n Notice) {
 	b.fresh = make(chan struct{})
 }
 
-// after returns what follows the cursor, and a channel that is closed when there is more.
+// after returns what follows the cursor, as far as a page goes, and a channel that is closed at the next notice.
 func (b *Board) after(c Cursor) (NoticePage, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -99,7 +104,9 @@ func (b *Board) after(c Cursor) (NoticePage, <-chan struct{}) {
 	first := b.last - uint64(len(b.kept)) // the number before the oldest that is kept
 	page := NoticePage{Next: Cursor{b.run, b.last}, Missed: seen < first || c.Run != b.run && c.Run != ""}
 	if from := max(seen, first) - first; from < uint64(len(b.kept)) {
-		page.Notices = append(page.Notices, b.kept[from:]...)
+		rest := b.kept[from:]
+		page.Notices = append(page.Notices, rest[:min(len(rest), noticesPage)]...)
+		page.Next.Seq, page.More = first+from+uint64(len(page.Notices)), len(rest) > noticesPage
 	}
 	return page, b.fresh
 }

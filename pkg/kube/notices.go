@@ -105,12 +105,13 @@ func (n *Notices) follow(ctx context.Context, all *sync.WaitGroup) {
 // hear tells what happens on the node until ctx ends.
 func (n *Notices) hear(ctx context.Context, node volume.NodeID) {
 	var at admin.Cursor
-	again := retryFirst
+	late, again := true, retryFirst
 	for ctx.Err() == nil {
 		page, err := n.poll(ctx, node, at)
 		if err == nil {
-			n.tell(node, at, page)
+			n.tell(node, page, late)
 			at, again = page.Next, retryFirst
+			late = late && page.More
 			continue
 		}
 		n.fleet.Log.Debug("node is not heard", "node", node, "error", err)
@@ -130,8 +131,9 @@ func (n *Notices) poll(ctx context.Context, node volume.NodeID, at admin.Cursor)
 	return page, err
 }
 
-func (n *Notices) tell(node volume.NodeID, at admin.Cursor, page admin.NoticePage) {
-	if page.Missed && at != (admin.Cursor{}) {
+// tell tells the page; late says that it is of the time before this process listened.
+func (n *Notices) tell(node volume.NodeID, page admin.NoticePage, late bool) {
+	if page.Missed && !late {
 		n.fleet.Log.Info("node has started anew or has said more than it keeps; some of it was not heard", "node", node)
 	}
 	for _, notice := range page.Notices {
@@ -140,7 +142,7 @@ func (n *Notices) tell(node volume.NodeID, at admin.Cursor, page admin.NoticePag
 			n.lost(notice)
 		}
 		how, told := news[notice.Kind]
-		if told && (at != (admin.Cursor{}) || time.Since(notice.Time) <= noticesFresh) {
+		if told && (!late || time.Since(notice.Time) <= noticesFresh) {
 			n.reporter.tell(n.fleet.aboutVolume(notice.Volume, node), how.kind, how.reason, notice.Message)
 		}
 	}

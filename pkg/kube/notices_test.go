@@ -166,7 +166,9 @@ func TestWhatTheAPIServerSaysInATroubleIsNoLastWord(t *testing.T) {
 // TestOldNoticesAreNotToldAgain by a leader that comes late, but for lost devices, which are looked into.
 func TestOldNoticesAreNotToldAgain(t *testing.T) {
 	inCluster(t, oneNode(), func(w *world) {
-		w.peer("n1").Post(admin.Notice{Kind: admin.Refused, Volume: vol, Message: "old"})
+		for range 1000 { // some pages of them
+			w.peer("n1").Post(admin.Notice{Kind: admin.Refused, Volume: vol, Message: "old"})
+		}
 		w.peer("n1").Post(admin.Notice{Kind: admin.Lost, Volume: vol, Epoch: 2, Message: "lost"})
 		time.Sleep(time.Hour)
 		w.peer("n1").Post(admin.Notice{Kind: admin.Quarantined, Volume: vol, Message: "new"})
