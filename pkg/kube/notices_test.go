@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/belay-storage/belay/pkg/admin"
 	"github.com/belay-storage/belay/pkg/kube/kubetest"
@@ -108,6 +109,23 @@ func TestRefusalsAreRateLimited(t *testing.T) {
 			t.Errorf("after an hour of tries: %d writes", n)
 		}
 	})
+}
+
+// TestManyRefusalsAreRateLimited: each of the volumes of a cluster on all three of its objects; a limit that forgets one in favour of another limits none.
+func TestManyRefusalsAreRateLimited(t *testing.T) {
+	c, written := record.NewEventCorrelatorWithOptions(limits()), 0
+	const volumes = 1500
+	for range eventBurst + 5 {
+		for i := range 3 * volumes {
+			e := &corev1.Event{Reason: ReasonRefused, InvolvedObject: corev1.ObjectReference{Kind: fmt.Sprint(i % 3), FieldPath: fmt.Sprint("volume-", i/3)}}
+			if r, err := c.EventCorrelate(e); err == nil && !r.Skip {
+				written++
+			}
+		}
+	}
+	if most := 3 * volumes * (eventBurst + 1); written > most { // and one, where the test takes a minute
+		t.Errorf("%d writes, want %d at most", written, most)
+	}
 }
 
 // TestEventsWaitForTheAPIServer: what happens during an outage is told afterwards.

@@ -22,6 +22,8 @@ import (
 const (
 	eventBurst = 10
 	eventEvery = time.Minute
+	// eventSeriesMax is how many series are known: three of each of some thousand volumes. Of more none is limited.
+	eventSeriesMax = 16384
 	// eventTextMax is how long the text of an Event may be.
 	eventTextMax = 1024
 	// eventPatience is how long the writing of Events waits between tries, for an API server that is away or in trouble.
@@ -44,15 +46,20 @@ type Reporter struct {
 // NewReporter returns a reporter of the component. told is called with the reason of each thing that is told; it may be nil. Run starts it; what
 // is told before is told to nobody.
 func NewReporter(k *Cluster, component string, told func(reason string)) *Reporter {
-	b := record.NewBroadcaster(record.WithCorrelatorOptions(record.CorrelatorOptions{
-		BurstSize: eventBurst, QPS: float32(1 / eventEvery.Seconds()), SpamKeyFunc: series,
-		MaxEvents: 1, KeyFunc: func(e *corev1.Event) (string, string) { return series(e), e.Message },
-		MessageFunc: func(e *corev1.Event) string { return e.Message },
-	}), record.WithSleepDuration(eventPatience))
+	b := record.NewBroadcaster(record.WithCorrelatorOptions(limits()), record.WithSleepDuration(eventPatience))
 	if told == nil {
 		told = func(string) {}
 	}
 	return &Reporter{Cluster: k, broadcaster: b, recorder: b.NewRecorder(k.API.scheme, corev1.EventSource{Component: component}), told: told}
+}
+
+// limits have Events of a series be one, and not too often.
+func limits() record.CorrelatorOptions {
+	return record.CorrelatorOptions{
+		LRUCacheSize: eventSeriesMax, BurstSize: eventBurst, QPS: float32(1 / eventEvery.Seconds()), SpamKeyFunc: series,
+		MaxEvents: 1, KeyFunc: func(e *corev1.Event) (string, string) { return series(e), e.Message },
+		MessageFunc: func(e *corev1.Event) string { return e.Message },
+	}
 }
 
 // series is what Events have in common that are one. The volume is in FieldPath: record asks of copies too, which have no annotations.
