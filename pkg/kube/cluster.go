@@ -59,7 +59,7 @@ type Cluster struct {
 const (
 	byHandle = "handle" // PersistentVolumes, by CSI volume handle
 	byVolume = "volume" // VolumeAttachments, by name of the PersistentVolume
-	byNode   = "node"   // VolumeAttachments and EndpointSlices, by name of the node
+	byNode   = "node"   // VolumeAttachments, EndpointSlices and PersistentVolumes, by name of the node
 )
 
 // NewCluster returns a cluster; Run starts it.
@@ -74,7 +74,7 @@ func NewCluster(c Config) (*Cluster, error) {
 	k.slices = follow(k, c.API.slices(c.Namespace).source(discoveryv1.LabelServiceName+"="+c.Service), slim[*discoveryv1.EndpointSlice],
 		cache.Indexers{byNode: index(nodesOfSlice)})
 	k.attachments = follow(k, c.API.attachments().source(""), k.slimAttachment, cache.Indexers{byVolume: index(k.volumeOf), byNode: index(k.nodeOf)})
-	k.volumes = follow(k, c.API.volumes().source(""), k.slimVolume, cache.Indexers{byHandle: index(k.handleOf)})
+	k.volumes = follow(k, c.API.volumes().source(""), k.slimVolume, cache.Indexers{byHandle: index(k.handleOf), byNode: index(k.homeOf)})
 	return k, nil
 }
 
@@ -216,6 +216,16 @@ func (k *Cluster) handleOf(v *corev1.PersistentVolume) []string {
 		return nil
 	}
 	return []string{v.Spec.CSI.VolumeHandle}
+}
+
+// homeOf is the node that the volume lives on.
+func (k *Cluster) homeOf(v *corev1.PersistentVolume) []string {
+	for _, h := range k.handleOf(v) {
+		if _, node, err := volume.ParseHandle(h); err == nil && node != "" {
+			return []string{string(node)}
+		}
+	}
+	return nil
 }
 
 // handles are the names that the volume may have in the cluster, the likely one first.

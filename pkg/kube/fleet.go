@@ -24,7 +24,8 @@ var ErrAway = errors.New("no endpoint")
 // Fleet knows the nodes that Belay runs on and where they are reached. It answers from the cluster's caches, so also while the API server is away.
 type Fleet struct{ *Cluster }
 
-// List names every node of ours, reachable or not: those whose CSINode lists the driver or that have an endpoint. ErrNotRead.
+// List names every node of ours, reachable or not: those whose CSINode lists the driver or that have an endpoint, and those that only had, and have volumes: a list
+// of all volumes without theirs would be wrong. ErrNotRead.
 func (f Fleet) List(context.Context) ([]volume.NodeID, error) {
 	if !f.read() {
 		return nil, ErrNotRead
@@ -38,6 +39,11 @@ func (f Fleet) List(context.Context) ([]volume.NodeID, error) {
 			found[volume.NodeID(n.Name)] = true
 		}
 	}
+	for _, name := range f.volumes.GetIndexer().ListIndexFuncValues(byNode) {
+		if f.labelled(name) {
+			found[volume.NodeID(name)] = true
+		}
+	}
 	return slices.Sorted(maps.Keys(found)), nil
 }
 
@@ -48,7 +54,14 @@ func (f Fleet) registered(n *storagev1.CSINode) bool {
 // ours says that the node is one of List.
 func (f Fleet) ours(node volume.NodeID) bool {
 	n, ok := one[*storagev1.CSINode](f.csiNodes, string(node))
-	return ok && f.registered(n) || len(some[*discoveryv1.EndpointSlice](f.slices, byNode, string(node))) > 0
+	return ok && f.registered(n) || len(some[*discoveryv1.EndpointSlice](f.slices, byNode, string(node))) > 0 ||
+		f.labelled(string(node)) && len(some[*corev1.PersistentVolume](f.volumes, byNode, string(node))) > 0
+}
+
+// labelled says that there is a Node of that name that has, or had, a driver of ours.
+func (f Fleet) labelled(name string) bool {
+	n, ok := one[*corev1.Node](f.nodes, name)
+	return ok && n.Labels[f.topologyLabel()] != ""
 }
 
 // topologyLabel is the label by which kubelet says that a driver of ours has told it the node's name. It stays when the driver goes.

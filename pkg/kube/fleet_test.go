@@ -50,8 +50,18 @@ func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
 	registered := func(n *corev1.Node) { n.Labels["topology."+driver+"/node"] = n.Name }
 	objects := []kubetest.Object{node("n1", registered), csiNode("n1"), node("n2", registered), csiNode("n2", driver), node("other"), csiNode("other", "ebs.csi.aws.com"),
 		endpoints("b", map[string]string{"n6": "10.0.0.6"}),
+		node("n3", registered), csiNode("n3"), persistent("pv-3", "pvc-3@n3"), persistent("pv-4", "pvc-4@gone"), persistent("pv-5", "pvc-5@other"), persistent("pv-6", "pvc-6"),
 	}
 	inCluster(t, objects, func(w *world) {
+		// With volumes it is listed: a list of all volumes without them would have them detached.
+		if got, err := w.fleet.List(w.ctx); err != nil || !slices.Equal(got, []volume.NodeID{"n2", "n3", "n6"}) {
+			t.Errorf("listed: %v, %v", got, err)
+		}
+		for name, want := range map[volume.NodeID]bool{"n1": false, "n2": true, "n3": true, "n6": true, "gone": false, "other": false} {
+			if got := w.fleet.ours(name); got != want {
+				t.Errorf("%s is one of the list: %t", name, got)
+			}
+		}
 		for name, want := range map[volume.NodeID]bool{"n1": true, "n2": true, "other": false, "n9": false} {
 			if got, err := w.fleet.Had(w.ctx, name); err != nil || got != want {
 				t.Errorf("%s: %t, %v", name, got, err)
@@ -60,7 +70,7 @@ func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
 		if _, err := w.fleet.Address(w.ctx, "n1"); !errors.Is(err, ErrAway) {
 			t.Errorf("address: %v", err)
 		}
-		if got, err := w.fleet.Known(w.ctx); err != nil || !slices.Equal(got, []volume.NodeID{"n1", "n2", "n6"}) {
+		if got, err := w.fleet.Known(w.ctx); err != nil || !slices.Equal(got, []volume.NodeID{"n1", "n2", "n3", "n6"}) {
 			t.Errorf("known: %v, %v", got, err)
 		}
 	})
