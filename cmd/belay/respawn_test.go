@@ -56,3 +56,15 @@ func TestRespawnEndsWithAHostThatEnds(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestRespawnSlowsDown: where every host dies as it starts, as for a wrong argument, there are few of them; one that has worked is followed at once.
+func TestRespawnSlowsDown(t *testing.T) {
+	waits, wait := []time.Duration{}, time.Duration(0)
+	for _, lived := range []time.Duration{0, 0, 0, time.Second, 0, 0, time.Hour, 0} {
+		wait = nextWait(wait, lived)
+		waits = append(waits, wait/time.Millisecond)
+	}
+	if !slices.Equal(waits, []time.Duration{200, 400, 800, 1600, 2000, 2000, 200, 400}) {
+		t.Errorf("ms: %d", waits)
+	}
+}
