@@ -166,7 +166,7 @@ func (k *controller) client(node volume.NodeID) *admin.Client {
 func (k *controller) adminServer() *wire.Server {
 	return admin.NewFleetServer(admin.FleetConfig{
 		About: admin.About{Version: version, Driver: k.config.DriverName, PID: os.Getpid(), Started: time.Now().UTC()},
-		Nodes: k.kube.Fleet.Known, Client: k.client, Log: k.log,
+		Nodes: k.kube.Fleet.List, Client: k.client, Log: k.log,
 	})
 }
 

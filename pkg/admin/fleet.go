@@ -21,7 +21,7 @@ import (
 // FleetConfig is what a server for several machines answers from. All fields are required.
 type FleetConfig struct {
 	About About
-	// Nodes names every machine that has a server of ours or had one, whether it can be reached or not: its volumes may be there.
+	// Nodes names every machine that has a server of ours, or had one and has volumes, whether it can be reached or not.
 	Nodes func(ctx context.Context) ([]volume.NodeID, error)
 	// Client asks the machine's server.
 	Client func(volume.NodeID) *Client

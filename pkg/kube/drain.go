@@ -68,7 +68,7 @@ func (d *Drain) everyNode(ctx context.Context, look func(volume.NodeID)) {
 	defer tick.Stop()
 	for {
 		for _, o := range d.fleet.nodes.GetStore().List() {
-			if n, ok := o.(*corev1.Node); ok && (d.fleet.had(n) || conditionOf(n) != nil) {
+			if n, ok := o.(*corev1.Node); ok && (d.fleet.ours(volume.NodeID(n.Name)) || conditionOf(n) != nil) {
 				look(volume.NodeID(n.Name))
 			}
 		}
@@ -86,7 +86,7 @@ func (d *Drain) look(ctx context.Context, name string) error {
 		return nil
 	}
 	now := conditionOf(n)
-	if !d.fleet.had(n) {
+	if !d.fleet.ours(volume.NodeID(name)) {
 		if now == nil {
 			return nil
 		}

@@ -73,25 +73,7 @@ func (f Fleet) Had(_ context.Context, node volume.NodeID) (bool, error) {
 	if !f.read() {
 		return false, ErrNotRead
 	}
-	n, ok := one[*corev1.Node](f.nodes, string(node))
-	return ok && f.had(n) || f.ours(node), nil
-}
-
-// had is Had of a Node, where everything has been read.
-func (f Fleet) had(n *corev1.Node) bool {
-	return n.Labels[f.topologyLabel()] != "" || f.ours(volume.NodeID(n.Name))
-}
-
-// Known names every node that is one of List, or was and is still a Node. ErrNotRead.
-func (f Fleet) Known(ctx context.Context) ([]volume.NodeID, error) {
-	found, err := f.List(ctx)
-	for _, o := range f.nodes.GetStore().List() {
-		if n, ok := o.(*corev1.Node); ok && f.had(n) {
-			found = append(found, volume.NodeID(n.Name))
-		}
-	}
-	slices.Sort(found)
-	return slices.Compact(found), err
+	return f.labelled(string(node)) || f.ours(node), nil
 }
 
 // Address is host:port of the node's ready endpoint. ErrAway where it has none; ErrNotRead. The errors do not name the node.

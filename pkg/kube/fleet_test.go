@@ -70,9 +70,6 @@ func TestFleetKnowsANodeWhosePodIsExchanged(t *testing.T) {
 		if _, err := w.fleet.Address(w.ctx, "n1"); !errors.Is(err, ErrAway) {
 			t.Errorf("address: %v", err)
 		}
-		if got, err := w.fleet.Known(w.ctx); err != nil || !slices.Equal(got, []volume.NodeID{"n1", "n2", "n3", "n6"}) {
-			t.Errorf("known: %v, %v", got, err)
-		}
 	})
 }
 
@@ -104,9 +101,6 @@ func TestFleetSaysThatNothingWasReadYet(t *testing.T) {
 		}
 		if _, err := cold.Had(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
 			t.Errorf("had: %v", err)
-		}
-		if _, err := cold.Known(w.ctx); !errors.Is(err, ErrNotRead) {
-			t.Errorf("known: %v", err)
 		}
 		if _, err := cold.Address(w.ctx, "n1"); !errors.Is(err, ErrNotRead) {
 			t.Errorf("address: %v", err)
