@@ -175,9 +175,17 @@ type loopNode struct {
 	engine.Node
 	dir string
 
-	mu            sync.Mutex
-	devices       map[volume.ID]string
-	lost, unclean map[volume.ID]bool
+	mu                 sync.Mutex
+	devices            map[volume.ID]string
+	lost, unclean      map[volume.ID]bool
+	noAttach, noDetach error // what they answer, where not nil
+}
+
+// refuse has Attach, or Detach, fail from now on; nil: no more.
+func (n *loopNode) refuse(attach, detach error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.noAttach, n.noDetach = attach, detach
 }
 
 func (n *loopNode) file(id volume.ID) string { return filepath.Join(n.dir, string(id)) }
@@ -187,6 +195,9 @@ func (n *loopNode) Attach(ctx context.Context, a volume.Attachment) (engine.Devi
 	defer n.mu.Unlock()
 	if n.lost[a.Volume] {
 		return engine.Device{}, fmt.Errorf("attach %v: %w", a, engine.ErrDeviceLost)
+	}
+	if n.noAttach != nil {
+		return engine.Device{}, n.noAttach
 	}
 	d, err := n.Node.Attach(ctx, a)
 	if err != nil {
@@ -236,6 +247,9 @@ func (n *loopNode) Attached(ctx context.Context, id volume.ID) (engine.Device, e
 func (n *loopNode) Detach(ctx context.Context, a volume.Attachment) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.noDetach != nil {
+		return n.noDetach
+	}
 	if err := n.Node.Detach(ctx, a); err != nil {
 		return err
 	}

@@ -25,7 +25,8 @@ func (d *Driver) restageable(ctx context.Context, p publication, refusal error) 
 		return s, false
 	case known:
 		unused := e.Attachment == s.at && e.Staging == p.staging && len(e.Targets) == 0
-		return s, unused && e.Phase == detach.Staged && errors.Is(refusal, engine.ErrDeviceLost)
+		// On its way off or back: an earlier call had begun this, and what it needed was away, or takes longer than a call.
+		return s, unused && (e.Phase != detach.Staged || errors.Is(refusal, engine.ErrDeviceLost))
 	}
 	return s, d.endedWithin(ctx, s.at)
 }

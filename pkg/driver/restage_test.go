@@ -1,12 +1,14 @@
 package driver
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mount"
 	"github.com/belay-storage/belay/pkg/volume"
 )
@@ -37,6 +39,28 @@ func TestPublishAfterTheDeviceWasLost(t *testing.T) {
 			wants(t, other.show(), codes.FailedPrecondition, "not staged") // only within the attachment
 		})
 	}
+}
+
+// What the staging anew needs may be away, and the orchestrator asks for nothing but the publication again.
+func TestPublishAfterTheDeviceWasLostGoesOn(t *testing.T) {
+	root(t)
+	p := start(t)
+	s := p.wrote("ext4")
+	p.engine.Kill(volume.ID(s.id))
+	p.loops.lose(volume.ID(s.id))
+	away := fmt.Errorf("its stores: %w", engine.ErrUnavailable)
+	p.loops.refuse(nil, away)
+	wants(t, s.show(), codes.Unavailable, s.id, "ending its remains")
+	wants(t, s.show(), codes.Unavailable, s.id)
+	p.loops.refuse(away, nil)
+	wants(t, s.show(), codes.Unavailable, s.id)
+	wants(t, s.show(), codes.Unavailable, s.id)
+	p.loops.refuse(nil, nil)
+	must(t, s.show())
+	if b, err := os.ReadFile(filepath.Join(s.target, "file")); err != nil || len(b) != 1<<20 {
+		t.Errorf("what was synced: %d bytes, %v", len(b), err)
+	}
+	s.leave()
 }
 
 // Without a loss a volume must be staged before it is published.
