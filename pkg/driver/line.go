@@ -81,6 +81,16 @@ func (l *lines) to(ctx context.Context, node volume.NodeID) (*grpc.ClientConn, e
 	return conn, nil
 }
 
+// forget closes the connection to a machine that is none of ours any more.
+func (l *lines) forget(node volume.NodeID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if known := l.open[node]; known != nil {
+		_ = known.Close()
+		delete(l.open, node)
+	}
+}
+
 func dial(address string, c credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(c),

@@ -191,5 +191,6 @@ func (r *Router) ours(ctx context.Context, node volume.NodeID) error {
 	if had {
 		return nil
 	}
+	r.lines.forget(node)
 	return answer(codes.NotFound, "node %s: no node of that name has the driver %s", node, r.Name)
 }

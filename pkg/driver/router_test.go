@@ -233,6 +233,25 @@ func TestRouterKnowsAMachineWhoseDriverIsExchanged(t *testing.T) {
 	}
 }
 
+// TestRouterForgetsAMachineThatIsGone: machines come and go under ever new names, and connections to the former must not add up.
+func TestRouterForgetsAMachineThatIsGone(t *testing.T) {
+	f := startFleet(t, "n1", "n2")
+	for _, n := range []volume.NodeID{"n1", "n2"} {
+		_, err := f.create("pvc-1", n)
+		must(t, err)
+	}
+	f.unlist("n1")
+	f.had = nil
+	unpublish := &csi.ControllerUnpublishVolumeRequest{VolumeId: "pvc-1@n1", NodeId: "n1"}
+	_, err := f.ControllerUnpublishVolume(t.Context(), unpublish)
+	wants(t, err, codes.NotFound, "n1")
+	f.router.lines.mu.Lock()
+	defer f.router.lines.mu.Unlock()
+	if open := slices.Collect(maps.Keys(f.router.lines.open)); !slices.Equal(open, []volume.NodeID{"n2"}) {
+		t.Errorf("connections to %v", open)
+	}
+}
+
 // A machine that takes connections and says nothing is one that does not answer.
 func TestRouterDoesNotHangOnASilentMachine(t *testing.T) {
 	f := startFleet(t, "n1")
