@@ -193,7 +193,8 @@ func (m *image) wrong(index int64, expected *expectation, want *blockset) (out [
 	return out
 }
 
-// makeClean makes verified regions clean: their sums durable first, then the maps.
+// makeClean makes verified regions clean: their sums durable first, then the maps. What was marked in vain keeps the sums that the tables have: in memory
+// is that of one of them, which may have rotted.
 func (s *Session) makeClean(regions []int64) error {
 	sums := make(map[int64]digest.Sum, len(regions))
 	done := make([]int64, 0, len(regions))
@@ -204,8 +205,10 @@ func (s *Session) makeClean(regions []int64) error {
 		}
 		r.mu.Lock()
 		if r.written.empty() {
-			sums[i] = r.sum
 			done = append(done, i)
+		}
+		if r.written.empty() && !r.found {
+			sums[i] = r.sum
 		}
 		r.mu.Unlock()
 	}

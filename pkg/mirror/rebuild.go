@@ -335,9 +335,10 @@ func (s *Session) admit(r *replica, sums map[int64]digest.Sum) error {
 func (s *Session) readyToJoin(v *view, r *replica, sums map[int64]digest.Sum) error {
 	clean := make([]int64, 0, len(sums))
 	for i := range sums {
-		if s.regions.get(i) == nil {
+		switch reg := s.regions.get(i); {
+		case reg == nil:
 			clean = append(clean, i)
-		} else {
+		case !reg.untouched(): // whoever makes it clean writes its sum
 			delete(sums, i)
 		}
 	}

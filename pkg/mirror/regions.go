@@ -73,6 +73,7 @@ type region struct {
 	mu      sync.Mutex
 	sum     digest.Sum // expected, of the blocks that are settled
 	written blockset   // since the last verification
+	found   bool       // sum is what one member's table says: nothing was written since the region was marked
 	// unsettled are the blocks of which nobody has decided since the last writer's death what they are; nil: none. A block is settled
 	// while its range is held exclusively, and stays so. &allBlocks is shared, and replaced by a copy.
 	unsettled *blockset
@@ -88,6 +89,7 @@ func (r *region) update(h *digest.Hasher, block int64, old, now digest.Hash) {
 	}
 	h.Add(&r.sum, now)
 	r.written.add(i)
+	r.found = false
 }
 
 // settle takes block i of the region out of the unsettled ones. It is false where it was not one. The caller holds mu.
@@ -105,6 +107,13 @@ func (r *region) settle(i int64) bool {
 		r.of.unsettled.Add(-1)
 	}
 	return true
+}
+
+// untouched says that the region is as it was when it was marked, and its sum nobody's but the tables'.
+func (r *region) untouched() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.found
 }
 
 // unsettledIn is which of the blocks are unsettled.
@@ -158,14 +167,14 @@ func (g *regions) missing(first, last int64) (out []int64) {
 	return out
 }
 
-// add makes a region dirty whose sum was base.
+// add makes a region dirty whose sum is base, as one member's table says.
 func (g *regions) add(i int64, base digest.Sum) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.dirty[i] != nil {
 		return
 	}
-	r := &region{of: g, sum: base}
+	r := &region{of: g, sum: base, found: true}
 	r.touched.Store(time.Now().UnixNano())
 	g.dirty[i] = r
 	if i < g.counted {
