@@ -5,9 +5,12 @@
  * a dead writer's place: all do the same. Ids of writes only grow, so that "id < x" is "lost x".
  *
  *   bounds : N replicas, W writes, CR power cuts, NET lost replies, LIES dropped writes, RJ rebuilds, ENG engines
- *   start  : PRE engine 2 is attached;  GATED the next engine comes after a receipt only;  FIX replicas are visited in one order
+ *   start  : PRE engine 2 is attached, with MEMBERS in sync and all but AWAY there;  GATED the next engine comes after a receipt only
+ *   order  : FIX replicas are visited in one order;  LOCKED engines come one after the other, when the one before is dead, at whatever step
  *   WARM   : the guest outlives the engine (crash, upgrade): acknowledged writes count, flushed or not
+ *   GO_ON  : an engine goes on where a proposal finds no majority (doubt.pml; the last four of the wrong ones are its), FAILS times
  *   wrong  : ACK_EARLY NOFENCE_DETACH NOFENCE_ATTACH ANYSRC NOFLUSH NOSESSION AMNESIA NOVERIFY LOSSYSRC HALF
+ *            DOUBT_FORGOTTEN TOLD_TO_STAY UNTOLD CLOSED_EARLY
  */
 #ifndef W
 #define W 2
@@ -19,12 +22,27 @@
 #define ENG 2
 #endif
 #include "replicas.pml"
+#ifndef MEMBERS
+#define MEMBERS ALL
+#endif
+#ifndef AWAY
+#define AWAY 0
+#endif
+#ifdef GO_ON
+#define LOSES(i) R[i].lossy = R[i].lossy || R[i].open
+#else
+#define LOSES(i) R[i].lossy = 1
+#define GOING
+#endif
 #ifdef WARM
 #define COUNTS(r) KEPT(r)
 #else
 #define COUNTS(r) true
 #endif
 
+#ifdef LOCKED
+byte over;                          /* how many engines are dead */
+#endif
 byte gw, rj;                        /* ids given out; budget used */
 byte acked;                         /* the newest id that the guest was told is taken (volatile) */
 byte synced;                        /* the newest id that anybody was told is stable */
@@ -44,12 +62,16 @@ inline told_stable() { atomic {
 
 proctype Engine(byte ep) {
   ENGINE; byte fl;                                     /* fl: the newest id that was flushed */
+  GOING
 
+#ifdef LOCKED
+endlocked: over == ep/2 - 1;
+#endif
 #ifdef GATED
 endgate: if :: ep == 2 || rcEp > 0 fi;
 #endif
 #ifdef PRE
-  if :: ep == 2 -> atomic { isr = ALL; k = 1 }; goto serve :: else fi;
+  if :: ep == 2 -> atomic { isr = MEMBERS; k = 1 }; goto serve :: else fi;
 #endif
 #ifdef ANYSRC
   fence(acc);
@@ -69,6 +91,7 @@ endgate: if :: ep == 2 || rcEp > 0 fi;
     :: else -> goto dead
     fi; acc = 0; bcn = 0; src = 0 }
   do
+  DIES
   :: atomic { todo -> pick(todo, r); todo = todo & ~B(r);
        if
        :: FENCED(r) -> goto dead
@@ -93,6 +116,7 @@ endgate: if :: ep == 2 || rcEp > 0 fi;
 
 serve:
   do
+  DIES
   :: atomic { gw < W -> gw++; x = gw }                 /* a write */
      allisr(WRITE); exclude(); told_volatile()
   :: x != fl ->                                        /* a flush */
@@ -102,6 +126,16 @@ serve:
 #else
      exclude(); told_stable()
 #endif
+#ifdef GO_ON
+  :: atomic { isr != ALL -> acc = ALL & ~isr; any(acc, r); acc = 0;    /* a voter is back */
+       if
+       :: FENCED(r) -> goto dead
+       :: R[r].up && R[r].prom <= ep && R[r].cn != CN(ep,k) -> tell(r)
+       :: else
+       fi; r = 0 }
+  :: atomic { rj < RJ && isr != ALL -> rj++; acc = ALL & ~isr; pick(acc, r); acc = 0 }
+     rebuild()
+#else
   :: atomic { rj < RJ && isr != ALL -> rj++; acc = ALL & ~isr; pick(acc, r); acc = 0;
        if                                              /* a rebuild: the copy durable first, then a member */
        :: FENCED(r) -> goto dead
@@ -110,6 +144,7 @@ serve:
        :: !R[r].up
        fi; r = 0 }
      commit(isr, 0)
+#endif
   :: break                                             /* a detach: no request comes any more */
   od;
 
@@ -139,10 +174,17 @@ serve:
         atomic { hold(I6, rcEp != ep || x <= rcVal) }
   :: true fi;
 #endif
-dead: atomic { forget(); fl = 0 }
+dead: atomic { forget(); fl = 0;
+#ifdef GO_ON
+    next = 0; sick = 0; fails = 0; targets = 0;
+#endif
+#ifdef LOCKED
+    over++
+#endif
+  }
 }
 
-inline crash(i) { atomic { c < CR && R[i].up -> c++; R[i].up = 0; R[i].val = R[i].dur; R[i].ses++; R[i].lossy = 1;
+inline crash(i) { atomic { c < CR && R[i].up -> c++; R[i].up = 0; R[i].val = R[i].dur; R[i].ses++; LOSES(i);
 #ifdef AMNESIA
   R[i].prom = 0; R[i].cn = 0; R[i].isr = 0; R[i].val = 0; R[i].dur = 0   /* wrong: another disk in its place keeps its vote */
 #endif
@@ -167,9 +209,12 @@ end: do
 init {
   byte i;
   atomic {
-    for (i : 0 .. N-1) { R[i].up = 1; R[i].cn = CN(1,0); R[i].isr = ALL;
+    for (i : 0 .. N-1) { R[i].up = !(AWAY & B(i)); R[i].cn = CN(1,0); R[i].isr = MEMBERS;
 #ifdef PRE
-      R[i].prom = 2; R[i].cn = CN(2,1); hiEp = 2
+      R[i].prom = 2; R[i].cn = CN(2,1); hiEp = 2;
+#ifdef GO_ON
+      R[i].open = (MEMBERS & B(i)) > 0
+#endif
 #endif
     }
     i = 0; run Engine(2); run Engine(4);

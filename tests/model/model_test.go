@@ -97,6 +97,27 @@ func checked(model, variant string) bool {
 	return false
 }
 
+// TestNoStateIsTakenForAnother: a search that keeps hashes of the states finds as many as one that keeps the states.
+func TestNoStateIsTakenForAnother(t *testing.T) {
+	needTools(t)
+	r := run{model: "repair.pml", switches: "-DROTS=1 -DCUTS=1"}
+	var states []int64
+	for _, store := range []string{"-DHC4", "-DCOLLAPSE"} {
+		dir := t.TempDir()
+		if err := verifier(t.Context(), dir, r, store); err != nil {
+			t.Fatal(err)
+		}
+		o, err := explore(t.Context(), dir, r)
+		if err != nil || !o.complete {
+			t.Fatalf("%s: %+v, %v", store, o, err)
+		}
+		states = append(states, o.states)
+	}
+	if states[0] != states[1] || states[0] == 0 {
+		t.Errorf("%d states are told apart by their hashes, and there are %d", states[0], states[1])
+	}
+}
+
 // TestWhatPanSays: a search that was cut short is none, however it ends.
 func TestWhatPanSays(t *testing.T) {
 	const whole = "State-vector 100 byte, depth reached 208, errors: 0\n   457339 states, stored\n 1.2e+08 transitions (= stored+matched)\n"

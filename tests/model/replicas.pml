@@ -1,7 +1,7 @@
 /* replicas.pml - the replicas of one volume, and how an engine speaks to them. Included by detach.pml and upgrade.pml.
  *
  * N replicas, which are also the voters. An engine has an epoch; it can stop for ever at any step (a crash) or go on late (a zombie),
- * since every interleaving is searched. What a replica does in one step is one atomic step here: it checks the epoch and the session,
+ * since every interleaving is searched; where LOCKED is set the next one comes when it is dead. What a replica does in one step is one atomic step here: it checks the epoch and the session,
  * acts, and what it keeps durably is durable before it answers. In the code that is the lock on the replica, which its last write holds.
  *
  * One block. A write carries an id; 0 is what was there before.
@@ -39,6 +39,9 @@ typedef Rep {
   byte prom, cn, isr;               /* durable: the promised epoch; the newest configuration accepted, and its members */
   byte val, dur;                    /* the block in the cache, and on stable media */
   bool lossy                        /* durable: lost its cache while a session was open, and did not join anew since */
+#ifdef GO_ON
+  ; bool open                       /* durable: a session is open on it */
+#endif
 };
 Rep R[N];
 byte lies, net;                     /* budgets used */
@@ -64,11 +67,17 @@ inline pick(m, i) {
 inline pick(m, i) { any(m, i) }
 #endif
 
+#ifdef LOCKED                       /* the locks of an engine end with it: the next one comes when it is dead */
+#define DIES :: goto dead
+#else
+#define DIES
+#endif
+
 #define FENCED(r) (R[r].up && R[r].prom > ep)
 #ifdef NOSESSION
 #define MINE(r) (R[r].up && R[r].prom <= ep)
 #else
-#define MINE(r) (R[r].up && R[r].prom <= ep && R[r].ses == ses[r])
+#define MINE(r) (R[r].up && R[r].prom <= ep && R[r].ses == ses[r] && WELL(r))
 #endif
 
 /* Warm, what was acknowledged and not flushed counts, and only who kept its cache has that. */
@@ -97,6 +106,11 @@ inline forget() { d_step { isr = 0; k = 0; x = 0; r = 0; src = 0; todo = 0; acc 
 #endif
 } }
 
+#ifdef GO_ON
+#include "doubt.pml"
+#else
+#define WELL(r) true
+#define WRITERS isr
 /* Put the configuration (ep, k+1, members) in force: durable at a majority before anybody relies on it. seal = 1 ends the epoch with it. */
 inline commit(members, seal) {
   k++; acc = 0; todo = ALL;
@@ -114,13 +128,23 @@ inline commit(members, seal) {
   od
 }
 
+inline exclude() {                  /* the removal of those in bad is in force before anything is acknowledged */
+  if
+  :: atomic { bad -> isr = isr & ~bad; bad = 0; if :: !isr -> goto dead :: else fi }
+     commit(isr, 0)
+  :: !bad
+  fi
+}
+#endif
+
 /* What every member is asked to do. */
 #define WRITE    1                  /* take x */
 #define FLUSH    2                  /* bring the block to stable media */
 #define READBACK 3                  /* compare it with x: that shows content, not durability, since a cache may answer */
 inline allisr(op) {                 /* whoever did not do it is in bad */
-  todo = isr; bad = 0;
+  todo = WRITERS; bad = 0;
   do
+  DIES
   :: atomic { todo -> pick(todo, r); todo = todo & ~B(r);
        if
 #ifdef ZOMBIE_WRITES                                              /* wrong: a write of a dead engine that is still on its way lands */
@@ -142,18 +166,11 @@ inline allisr(op) {                 /* whoever did not do it is in bad */
   :: atomic { !todo -> break }
   od
 }
-inline exclude() {                  /* the removal of those in bad is in force before anything is acknowledged */
-  if
-  :: atomic { bad -> isr = isr & ~bad; bad = 0; if :: !isr -> goto dead :: else fi }
-     commit(isr, 0)
-  :: !bad
-  fi
-}
-
 /* Have every replica that is reached promise ep, and learn the newest configuration: a majority of all, and a member of it that is usable. */
 inline fence(usable) {
   todo = ALL;
   do
+  DIES
   :: atomic { todo -> pick(todo, r); todo = todo & ~B(r);
        if
        :: R[r].up && R[r].prom >= ep -> goto dead

@@ -34,6 +34,17 @@ var runs = []run{
 	{name: "4 voters, lost reply", model: "detach.pml", switches: "-DPRE -DFIX -DN=4 -DW=1 -DNET=1", long: true},
 	{name: "5 voters", model: "detach.pml", switches: "-DPRE -DFIX -DN=5 -DW=1", long: true},
 
+	// An engine that goes on without a majority.
+	{name: "goes on, 2 voters, rebuild", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DN=2 -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1"},
+	{name: "goes on, 3 voters, 1 away, warm", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DW=1 -DMEMBERS=3 -DAWAY=4 -DNET=1"},
+	{name: "goes on, 2 voters, rebuild, warm, twice", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DN=2 -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1 -DFAILS=2", long: true},
+	{name: "goes on, 3 voters, rebuild", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1", long: true},
+	{name: "goes on, 3 voters, rebuild, warm, twice", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1 -DFAILS=2", long: true},
+	{name: "goes on, 3 voters, warm, 2 power cuts, twice", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DW=1 -DMEMBERS=3 -DCR=2 -DNET=1 -DFAILS=2", long: true},
+	{name: "goes on, 3 voters, rebuild, engines beside each other", model: "detach.pml", switches: "-DPRE -DFIX -DGO_ON -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1", long: true},
+	{name: "goes on, 4 voters, 1 away, rebuild, 2 power cuts", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DN=4 -DW=1 -DMEMBERS=1 -DAWAY=8 -DRJ=1 -DCR=2", long: true},
+	{name: "goes on, 4 voters, 1 away, warm, 2 power cuts", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DN=4 -DW=1 -DMEMBERS=3 -DAWAY=8 -DCR=2", long: true},
+
 	{name: "flush acknowledged before the removal is in force", model: "detach.pml", switches: "-DPRE -DFIX -DACK_EARLY", violates: "I5"},
 	{name: "receipt without a seal", model: "detach.pml", switches: "-DPRE -DFIX -DNOFENCE_DETACH", violates: "I6"},
 	{name: "attach without a promise", model: "detach.pml", switches: "-DPRE -DFIX -DNOFENCE_ATTACH", violates: "I5"},
@@ -45,6 +56,11 @@ var runs = []run{
 	{name: "warm from a lossy source", model: "detach.pml", switches: "-DPRE -DFIX -DLOSSYSRC -DWARM", violates: "I5"},
 	{name: "half of 2 voters is a majority", model: "detach.pml", switches: "-DPRE -DFIX -DHALF -DN=2 -DW=1", violates: "I5"},
 	{name: "half of 4 voters is a majority", model: "detach.pml", switches: "-DPRE -DFIX -DHALF -DN=4 -DW=1 -DCR=2", violates: "I5"},
+	{name: "proposed without a majority, and no member", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DN=2 -DW=1 -DMEMBERS=1 -DRJ=1 -DCR=0 -DNET=1 -DDOUBT_FORGOTTEN", violates: "I1"},
+	{name: "the same, 4 voters, nobody says that it failed", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DN=4 -DW=1 -DMEMBERS=1 -DAWAY=8 -DRJ=1 -DCR=2 -DDOUBT_FORGOTTEN", violates: "I1", long: true},
+	{name: "told that it is a member before it is excluded", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DN=2 -DW=1 -DNET=1 -DTOLD_TO_STAY", violates: "I3"},
+	{name: "a member that has not taken that it is one", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DN=2 -DW=1 -DMEMBERS=1 -DRJ=1 -DNET=1 -DUNTOLD", violates: "I3"},
+	{name: "session closed before the exclusion is in force", model: "detach.pml", switches: "-DPRE -DFIX -DLOCKED -DGO_ON -DWARM -DW=1 -DMEMBERS=3 -DAWAY=4 -DNET=1 -DCLOSED_EARLY", violates: "I3"},
 	{name: "limit: dropped write, no detach, no checksums", model: "detach.pml", switches: "-DPRE -DFIX -DLIES=1", violates: "I5"},
 
 	// A device that outlives its engine.

@@ -1,10 +1,12 @@
 package model
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -41,30 +43,63 @@ type outcome struct {
 
 // search has Spin make a verifier of the model, compiles and runs it. Nothing is left behind.
 func search(ctx context.Context, dir string, r run) (outcome, error) {
-	if err := os.CopyFS(dir, os.DirFS(".")); err != nil {
+	if err := verifier(ctx, dir, r, "-DHC4"); err != nil {
 		return outcome{}, err
 	}
-	switches := strings.Fields(r.switches)
-	if said, err := command(ctx, dir, "spin", append(append([]string{"-a"}, switches...), r.model)...); err != nil || strings.Contains(said, "Error:") {
-		return outcome{}, fmt.Errorf("spin: %w: %s", err, said)
+	out, err := explore(ctx, dir, r)
+	if err != nil || out.errors == 0 {
+		return out, err
 	}
-	optimise, slots := "-O0", 20 // what takes a second to search would take ten to compile
+	replayed, _ := command(ctx, dir, "spin", append(append([]string{"-t"}, strings.Fields(r.switches)...), r.model)...)
+	return out, out.name(replayed)
+}
+
+// verifier makes pan in dir. store says how it keeps the states that it has seen.
+func verifier(ctx context.Context, dir string, r run, store string) error {
+	if err := os.CopyFS(dir, os.DirFS(".")); err != nil {
+		return err
+	}
+	if said, err := command(ctx, dir, "spin", append(append([]string{"-a"}, strings.Fields(r.switches)...), r.model)...); err != nil || strings.Contains(said, "Error:") {
+		return fmt.Errorf("spin: %w: %s", err, said)
+	}
+	if err := hashWide(filepath.Join(dir, "pan.c")); err != nil {
+		return err
+	}
+	optimise := "-O0" // what takes a second to search would take ten to compile
 	if r.long {
-		optimise, slots = "-O1", 27
+		optimise = "-O1"
 	}
-	if said, err := command(ctx, dir, "gcc", "-w", optimise, "-DSAFETY", "-DHC4", "-DMEMLIM=6000", "-o", "pan", "pan.c"); err != nil {
-		return outcome{}, fmt.Errorf("gcc: %w: %s", err, said)
+	if said, err := command(ctx, dir, "gcc", "-w", optimise, "-DSAFETY", store, "-DMEMLIM=6000", "-o", "pan", "pan.c"); err != nil {
+		return fmt.Errorf("gcc: %w: %s", err, said)
+	}
+	return nil
+}
+
+// hashWide has pan tell states apart by 96 bits of hash. For tables of less than 2^32 slots Spin 6.5 takes a hash of 32, and with -DHC4, where nothing else
+// is kept of a state, takes some states for others, and misses what follows from them.
+func hashWide(file string) error {
+	source, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	narrow := []byte("hasher = d_sfh;")
+	if bytes.Count(source, narrow) != 1 {
+		return fmt.Errorf("%s chooses its hash in another way than Spin 6.5: see that it has 64 bits", file)
+	}
+	return os.WriteFile(file, bytes.Replace(source, narrow, []byte("hasher = d_hash;"), 1), 0o644)
+}
+
+// explore runs pan.
+func explore(ctx context.Context, dir string, r run) (outcome, error) {
+	slots := 20
+	if r.long {
+		slots = 27
 	}
 	said, err := command(ctx, dir, "nice", "-n", "10", "./pan", fmt.Sprintf("-m%d", depthMax), fmt.Sprintf("-w%d", slots))
 	if err != nil {
 		return outcome{}, fmt.Errorf("pan: %w: %s", err, said)
 	}
-	out, err := parse(said)
-	if err != nil || out.errors == 0 {
-		return out, err
-	}
-	replayed, _ := command(ctx, dir, "spin", append(append([]string{"-t"}, switches...), r.model)...)
-	return out, out.name(replayed)
+	return parse(said)
 }
 
 func command(ctx context.Context, dir, name string, args ...string) (string, error) {
