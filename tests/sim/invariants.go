@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/digest"
@@ -19,6 +20,7 @@ import (
 // told, and what it reads must be that.
 type invariants struct {
 	w         *world
+	mu        sync.Mutex           // held for one look at the disks: another one in the same moment would be of other disks
 	proposed  map[string]string    // I7: configuration by epoch and step
 	committed quorum.Config        // I7: the newest that a majority of its voters was seen to hold
 	voters    []quorum.Voter       // I9
@@ -59,6 +61,8 @@ func (v *invariants) replicaOn(mem *vfs.Mem, at string) *store.Replica {
 
 // check looks at what the stores hold after each step.
 func (v *invariants) check() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.checks++
 	holders := map[string]int{}
 	configs := map[string]quorum.Config{}
@@ -109,6 +113,8 @@ func (v *invariants) proposal(c quorum.Config, where string) {
 
 // proposedOn notes what a store that goes away has been asked to accept, durable or not: it can come back with it.
 func (v *invariants) proposedOn(d *disk) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	d.mu.Lock()
 	held := d.mem.Freeze().Crash(func(int) vfs.Fate { return vfs.Fate{Survives: true} })
 	d.mu.Unlock()
@@ -138,6 +144,8 @@ func (v *invariants) commit(c quorum.Config) {
 
 // attested is I4 and I8: what the receipt says of each replica is what is on its disk without its cache.
 func (v *invariants) attested(r receipt.Receipt) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.receipts++
 	if n := durably(r); n <= r.Replicas/2 && r.Kind != receipt.Forced {
 		v.w.fail("I4: %d of %d replicas durably hold what the receipt of epoch %d says", n, r.Replicas, r.Writer)
