@@ -120,19 +120,30 @@ func (s *Session) commit(next quorum.Config, open bool) error {
 
 func (s *Session) propose(v *view, next quorum.Config, mark store.Session) (accepted quorum.Set, failed failures) {
 	voters := v.voters()
-	failed = each(voters, func(r *replica) error {
-		if err := r.Failed(); err != nil {
-			return err
-		}
-		mine := mark
-		mine.Open = mark.Open && next.Members.Has(r.index)
-		mine.Mount = r.MountID()
-		return r.Accept(next, mine)
-	}, nil)
+	failed = each(voters, func(r *replica) error { return r.vote(v.config, next, mark) }, nil)
 	for _, r := range voters {
 		accepted = accepted.With(r.index)
 	}
 	return accepted.Without(failed.set()), failed
+}
+
+// vote asks the replica to accept next, where now is in force. Its record says that the session is open for as long as anybody may take it for a member, so that
+// whoever comes next sees whether it has lost its cache: one that is excluded keeps its mark, and a member without one has failed.
+func (r *replica) vote(now, next quorum.Config, mark store.Session) error {
+	if err := r.Failed(); err != nil {
+		return err
+	}
+	member := next.Members.Has(r.index)
+	mark.Open = mark.Open && member
+	mark.Mount = r.MountID()
+	if now.Members.Has(r.index) && !member {
+		mark = r.Record().Session
+	}
+	err := r.Accept(next, mark)
+	if err != nil && member && !r.Record().Session.Open {
+		r.Fail(err)
+	}
+	return err
 }
 
 // superseded ends the session where a replica has promised a newer epoch.
