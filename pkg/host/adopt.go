@@ -68,14 +68,16 @@ func (d *held) adopt(ctx context.Context) error {
 		d.since = time.Now()
 		d.become(Waiting, "its host died")
 		d.retry = time.After(0)
-		return d.update(func(e *entry) { e.Engines = nil })
+		d.note(func(e *entry) { e.Engines = nil })
+		return nil
 	}
 	d.program = serving.program
 	d.setEngine(serving)
 	d.become(Serving, "")
 	d.host.log.Info("device taken back", append(d.log(), "engine", serving.pid, "device", d.export.Path())...)
 	// It has been told what those before it said, or is the one that nobody has followed yet.
-	return d.update(func(e *entry) { e.Engines, e.Words = []running{serving.running()}, nil })
+	d.note(func(e *entry) { e.Engines, e.Words = []running{serving.running()}, nil })
+	return nil
 }
 
 // survivors are the engine processes that live. Of those that do not, what they left is taken.

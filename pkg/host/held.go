@@ -161,6 +161,13 @@ func (d *held) update(change func(*entry)) error {
 	return d.host.book.put(d.entry)
 }
 
+// note is update where the change is made in any case: that the next host will not know of it is better than to give up what serves.
+func (d *held) note(change func(*entry)) {
+	if err := d.update(change); err != nil {
+		d.host.log.Error("host's entry cannot be written", append(d.log(), "error", err)...)
+	}
+}
+
 func (d *held) become(s State, cause string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -290,7 +297,10 @@ func (d *held) spawn(ctx context.Context, program Executable, beside ...running)
 	if err != nil {
 		return nil, err
 	}
-	return p, name(p.running()) // with what it has said of itself
+	if err := name(p.running()); err != nil { // with what it has said of itself
+		return nil, errors.Join(err, p.kill())
+	}
+	return p, nil
 }
 
 // forget removes what is kept of a device that is no more.

@@ -35,9 +35,7 @@ func (d *held) died(ctx context.Context) {
 	d.become(Waiting, cause)
 	d.host.log.Warn("engine died", append(d.log(), "engine", p.pid, "cause", cause)...)
 	d.tell(Event{Kind: Died, Cause: cause, From: p.version})
-	if err := d.update(func(e *entry) { e.Deaths, e.Engines = e.Deaths+1, nil }); err != nil {
-		d.host.log.Error("host's entry cannot be written", append(d.log(), "error", err)...)
-	}
+	d.note(func(e *entry) { e.Deaths, e.Engines = e.Deaths+1, nil })
 	if !d.export.Resend() {
 		d.lose("its engine died, and this kernel cannot send unanswered requests again (Linux 6.9 and later can): " + cause)
 		return
@@ -146,5 +144,6 @@ func (d *held) takeOver(ctx context.Context, p *process, within time.Duration) e
 		return err
 	}
 	d.host.step("next: taken")
-	return d.update(func(e *entry) { e.Info, e.Words = info, nil })
+	d.note(func(e *entry) { e.Info, e.Words = info, nil }) // as where this host dies here: the next one asks the engine
+	return nil
 }

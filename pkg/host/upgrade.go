@@ -167,9 +167,7 @@ func (d *held) keep(ctx context.Context, old, next *process, program Executable,
 		before.Close()
 	}
 	format := formatOf(ctx, next, d.entry.Format)
-	if err := d.update(func(e *entry) { e.Engines, e.Format = []running{next.running()}, format }); err != nil {
-		return err
-	}
+	d.note(func(e *entry) { e.Engines, e.Format = []running{next.running()}, format })
 	d.host.log.Info("engine upgraded", append(d.log(), "from", u.From, "to", u.To, "pause", u.Pause)...)
 	d.tell(Event{Kind: Upgraded, From: u.From, To: u.To, Pause: u.Pause})
 	if old.gone() {
@@ -204,11 +202,10 @@ func (d *held) resume(old *process) {
 	ctx, cancel := context.WithTimeout(context.Background(), stallWithin)
 	defer cancel()
 	if old != nil && !old.gone() {
-		err := d.update(func(e *entry) { e.Engines = []running{old.running()} })
-		if is, perr := old.pulse(ctx); err == nil && perr == nil && !is.Serving {
+		d.note(func(e *entry) { e.Engines = []running{old.running()} }) // where that fails it is named still, beside the other
+		is, err := old.pulse(ctx)
+		if err == nil && !is.Serving {
 			err = d.takeOver(ctx, old, takeWithin)
-		} else {
-			err = errors.Join(err, perr)
 		}
 		if err == nil {
 			d.setEngine(old)
