@@ -88,3 +88,32 @@ func TestLostOnAFullDiskIsNotAnswered(t *testing.T) {
 		}
 	})
 }
+
+// TestFullWhileMakingClean: no store has room for the sums of a region that was read back. Nothing has failed: the session goes on, a detach is refused for as long as
+// that is so, and goes on to its end when there is room.
+func TestFullWhileMakingClean(t *testing.T) {
+	for _, replicas := range []int{1, 3} {
+		l, trouble, _ := troubledLab(t, replicas)
+		s := l.open(ForDevice)
+		mustWrite(t, s, pattern(1, store.BlockSize), 0)
+		trouble.is(func(op *vfs.Op) error {
+			if op.Kind == vfs.OpWrite && strings.HasSuffix(op.Name, "/regions") {
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		s.verifyQuiet(t.Context(), 0)
+		if err := s.LostCause(); err != nil {
+			t.Fatalf("%d replicas: the session is over: %v", replicas, err)
+		}
+		mustWrite(t, s, pattern(2, store.BlockSize), 0)
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Evidence(t.Context(), nil); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%d replicas: evidence where no store has room for sums: %v", replicas, err)
+		}
+		trouble.is()
+		agreeing(t, l.detach(s), replicas)
+	}
+}

@@ -64,8 +64,14 @@ func (s *Session) copies(block int64) (copies []quorum.Copy, data []byte, err er
 	if len(members) == 0 {
 		return nil, nil, errLost
 	}
-	data = vfs.GetBuffer(len(members) * store.BlockSize)
-	for i, r := range members {
+	copies, data = s.copiesOf(members, block)
+	return copies, data, nil
+}
+
+// copiesOf is copies, of the given replicas.
+func (s *Session) copiesOf(replicas []*replica, block int64) (copies []quorum.Copy, data []byte) {
+	data = vfs.GetBuffer(len(replicas) * store.BlockSize)
+	for i, r := range replicas {
 		p := data[i*store.BlockSize : (i+1)*store.BlockSize]
 		c := quorum.Copy{Replica: r.index}
 		if err := r.ReadBlocks(p, block); err == nil {
@@ -73,7 +79,7 @@ func (s *Session) copies(block int64) (copies []quorum.Copy, data []byte, err er
 		}
 		copies = append(copies, c)
 	}
-	return copies, data, nil
+	return copies, data
 }
 
 // expected is what the engine knows a block to be, nil where its entry is damaged everywhere. The page is pinned.
@@ -125,7 +131,7 @@ func (s *Session) overwrite(block int64, copies []quorum.Copy, win int, rule quo
 		}
 		r := v.replicas[c.Replica]
 		if err := s.rewrite(r, block, right, check, copies[win].Data); err != nil {
-			failed = append(failed, failure{r, errors.Join(err, r.MarkDirty([]int64{block / store.RegionBlocks}))}) // a rebuild looks there
+			failed = append(failed, failure{r, err})
 			continue
 		}
 		from := v.replicas[copies[win].Replica].id()
@@ -146,7 +152,12 @@ func cause(c quorum.Copy) string {
 	return "does not match its checksum"
 }
 
+// rewrite writes a block of a replica anew and reads it back. Its region is marked on the replica before: where that fails it is excluded, takes no mark any more, and
+// a rebuild has to look there. The mark stays until the region is made clean or settled.
 func (s *Session) rewrite(r *replica, block int64, right, check []byte, want quorum.Hash) error {
+	if err := r.MarkDirty([]int64{block / store.RegionBlocks}); err != nil {
+		return err
+	}
 	if err := r.WriteBlocks(right, block); err != nil {
 		return err
 	}

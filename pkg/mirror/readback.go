@@ -194,7 +194,7 @@ func (m *image) wrong(index int64, expected *expectation, want *blockset) (out [
 }
 
 // makeClean makes verified regions clean: their sums durable first, then the maps. What was marked in vain keeps the sums that the tables have: in memory
-// is that of one of them, which may have rotted.
+// is that of one of them, which may have rotted. Where no store has room for sums (ENOSPC) nothing is clean, and nothing has failed.
 func (s *Session) makeClean(regions []int64) error {
 	sums := make(map[int64]digest.Sum, len(regions))
 	done := make([]int64, 0, len(regions))
@@ -215,12 +215,12 @@ func (s *Session) makeClean(regions []int64) error {
 	if len(done) == 0 {
 		return nil
 	}
-	failed := each(s.view.Load().members(), func(r *replica) error {
-		if err := r.WriteSums(sums); err != nil {
-			return err
-		}
-		return r.ClearDirty(done)
-	}, nil)
+	members := s.view.Load().members()
+	failed := each(members, func(r *replica) error { return r.WriteSums(sums) }, nil)
+	if len(failed) > 0 && len(failed) == len(members) && failed.harmless() {
+		return s.allFailed(failed) // all are full: the regions stay dirty, and of those sums mean nothing
+	}
+	failed = append(failed, each(failed.spared(members), func(r *replica) error { return r.ClearDirty(done) }, nil)...)
 	if len(failed) > 0 {
 		if err := s.exclude(failed); err != nil {
 			return err

@@ -116,8 +116,8 @@ func (s *Session) zeroing(first, n int64) mutation {
 // The caller holds the range exclusively.
 func (s *Session) change(first, n int64, m mutation) error {
 	failed, err := s.changeOnce(first, n, m)
-	if len(failed) > 0 && err == nil {
-		err = s.exclude(failed)
+	if len(failed) > 0 {
+		err = errors.Join(err, s.exclude(failed))
 	}
 	if err == nil {
 		err = s.bound()
@@ -125,7 +125,7 @@ func (s *Session) change(first, n int64, m mutation) error {
 	return err
 }
 
-// changeOnce returns the replicas that must be excluded before the change may be acknowledged.
+// changeOnce returns the replicas that must be excluded before the change may be acknowledged, or refused.
 func (s *Session) changeOnce(first, n int64, m mutation) (failures, error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
@@ -149,7 +149,9 @@ func (s *Session) changeOnce(first, n int64, m mutation) (failures, error) {
 		}
 	})...)
 	switch quorum.Acknowledgement(v.config.Members, failed.set(), failed.harmless()) {
-	case quorum.Refuse, quorum.Lost:
+	case quorum.Refuse:
+		return s.takeBack(v, held, first, entries), s.allFailed(failed)
+	case quorum.Lost:
 		return nil, s.allFailed(failed)
 	}
 	s.record(held, first, entries)

@@ -1,0 +1,45 @@
+package mirror
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/belay-storage/belay/pkg/mirror/quorum"
+	"github.com/belay-storage/belay/pkg/mirror/store"
+	"github.com/belay-storage/belay/pkg/vfs"
+)
+
+// TestRebuildLooksWhereAMendFailed: a block of a region that is clean rots on one disk, which refuses to write it, once. The replica is excluded, and rebuilt: it
+// joins again with that block as it should be.
+func TestRebuildLooksWhereAMendFailed(t *testing.T) {
+	l, trouble, _ := troubledLab(t, 3)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(1, store.BlockSize), 0)
+	s.verifyQuiet(t.Context(), 0)
+	l.flip(2, 0, 1)
+	trouble.is(once(vfs.OpWrite, "data", syscall.EIO, 2))
+	if _, err := s.ScrubNow(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	trouble.is()
+	if got := s.Config().Members; got != quorum.SetOf(0, 1) {
+		t.Fatalf("members %v", got.Indexes())
+	}
+	s.bringBack(t.Context())
+	agreeing(t, l.detach(s), 3)
+	l.holds(t, 2, pattern(1, store.BlockSize), 0)
+}
+
+// holds wants a store's replica, which nobody has open, to have that content of a block.
+func (l *lab) holds(t *testing.T, n int, want []byte, block int64) {
+	t.Helper()
+	r, err := l.dirs[n].Open(testID, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := vfs.AlignedBuffer(store.BlockSize)
+	if err := r.ReadBlocks(got, block); err != nil || string(got) != string(want) {
+		t.Errorf("block %d of store %d is not what the receipt says of it (%v)", block, n, err)
+	}
+}
