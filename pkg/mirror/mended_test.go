@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 
@@ -41,5 +42,29 @@ func (l *lab) holds(t *testing.T, n int, want []byte, block int64) {
 	got := vfs.AlignedBuffer(store.BlockSize)
 	if err := r.ReadBlocks(got, block); err != nil || string(got) != string(want) {
 		t.Errorf("block %d of store %d is not what the receipt says of it (%v)", block, n, err)
+	}
+}
+
+// TestReadWhereOneDiskFailsAfterTheOther: a read fails, and once its block is mended so does the next one, of the next disk. The third has it.
+// (Simulation, seed 10011656: the guest was told EIO.)
+func TestReadWhereOneDiskFailsAfterTheOther(t *testing.T) {
+	l, trouble, _ := troubledLab(t, 3)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(1, store.BlockSize), 0)
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	reads := 0
+	trouble.is(func(op *vfs.Op) error {
+		if op.Kind == vfs.OpRead && strings.HasSuffix(op.Name, "/data") {
+			if reads++; reads == 1 || reads == 5 { // those between are the mend's, of each disk one
+				return syscall.EIO
+			}
+		}
+		return nil
+	})
+	mustRead(t, s, pattern(1, store.BlockSize), 0)
+	if reads < 6 {
+		t.Errorf("%d reads: the disks have not failed one after the other", reads)
 	}
 }

@@ -29,29 +29,30 @@ func (s *Session) read(p []byte, off int64) error {
 	}
 	held = s.ranges.lock(first, n, true)
 	defer s.ranges.unlock(held)
-	if err := s.mendBlocks(bad); err != nil {
-		return err
-	}
-	if bad, err = s.readRange(p, off, first, n); err == nil && len(bad) > 0 {
-		err = fmt.Errorf("volume %s: block %d does not match its checksum after its repair: %w", s.id, bad[0], syscall.EIO)
-	}
-	return err
+	return s.readMended(bad, func() ([]int64, error) { return s.readRange(p, off, first, n) })
 }
 
 // readLocked is ReadAt of whole blocks for a caller that holds the range exclusively.
 func (s *Session) readLocked(p []byte, first int64) error {
-	n := int64(len(p)) / store.BlockSize
 	bad, err := s.readBlocks(p, first)
 	if err != nil || len(bad) == 0 {
 		return err
 	}
-	if err := s.mendBlocks(bad); err != nil {
-		return err
+	return s.readMended(bad, func() ([]int64, error) { return s.readBlocks(p, first) })
+}
+
+// readMended mends what is bad and reads again. What is bad then is another member's, which has failed since: each turn leaves one out, so that it is tried as
+// often as there are voters. The caller holds the range exclusively.
+func (s *Session) readMended(bad []int64, read func() ([]int64, error)) (err error) {
+	for range s.Config().Voters {
+		if err := s.mendBlocks(bad); err != nil {
+			return err
+		}
+		if bad, err = read(); err != nil || len(bad) == 0 {
+			return err
+		}
 	}
-	if bad, err = s.readBlocks(p, first); err == nil && len(bad) > 0 {
-		err = fmt.Errorf("volume %s: blocks from %d to %d do not match their checksums after their repair: %w", s.id, first, first+n-1, syscall.EIO)
-	}
-	return err
+	return fmt.Errorf("volume %s: block %d does not match its checksum after its repair: %w", s.id, bad[0], syscall.EIO)
 }
 
 func (s *Session) readRange(p []byte, off, first, n int64) ([]int64, error) {
