@@ -54,18 +54,14 @@ func (d *held) adopt(ctx context.Context) error {
 		return d.abandonAll(alive, err)
 	}
 	serving := d.choose(ctx, alive)
-	for _, p := range alive {
-		if p == serving {
-			continue
-		}
-		if err := p.kill(); err != nil {
-			return err
-		}
-		d.hear(p)
-	}
+	undead, err := d.endOthers(alive, serving)
 	d.program = alive[0].program
 	if serving == nil {
 		d.since = time.Now()
+		if undead != nil {
+			_ = d.undead(undead, nil, err) // which says so; its death is what goes on from here
+			return nil
+		}
 		d.become(Waiting, "its host died")
 		d.retry = time.After(0)
 		d.note(func(e *entry) { e.Engines = nil })
@@ -78,6 +74,22 @@ func (d *held) adopt(ctx context.Context) error {
 	// It has been told what those before it said, or is the one that nobody has followed yet.
 	d.note(func(e *entry) { e.Engines, e.Words = []running{serving.running()}, nil })
 	return nil
+}
+
+// endOthers ends the engines but for the one that serves. undead is one that was killed and does not die.
+func (d *held) endOthers(alive []*process, serving *process) (undead *process, err error) {
+	for _, p := range alive {
+		if p == serving {
+			continue
+		}
+		if failed := p.kill(); failed != nil {
+			d.host.log.Error("engine does not die", append(d.log(), "engine", p.pid, "error", failed)...)
+			undead, err = p, failed
+			continue
+		}
+		d.hear(p)
+	}
+	return undead, err
 }
 
 // survivors are the engine processes that live. Of those that do not, what they left is taken.

@@ -99,7 +99,7 @@ func (d *held) swap(ctx context.Context, old, next *process, hangs bool) error {
 	default: // dead, hanging or stopped: nobody can tell what it still does, so it ends
 		d.host.log.Warn("engine does not yield", append(d.log(), "engine", old.pid, "error", err)...)
 		if err := old.kill(); err != nil {
-			return d.rolledBack(nil, next, err)
+			return d.undead(old, next, err)
 		}
 		d.hear(old)
 	}
@@ -176,32 +176,38 @@ func (d *held) keep(ctx context.Context, old, next *process, program Executable,
 	return old.kill() // it holds nothing
 }
 
-// rolledBack ends the new engine and has the old one serve on, or another of its kind where it is dead. old is nil where
-// nobody can tell; next is nil where there was none.
+// rolledBack ends the new engine and has the old one serve on, or another of its kind where it is dead. next is nil where there was none.
 func (d *held) rolledBack(old, next *process, cause error) error {
 	if next != nil {
 		if err := next.kill(); err != nil {
-			// It cannot be proven dead, so that nobody may take its place: requests wait until it is.
-			d.setEngine(next)
-			return fmt.Errorf("%w: volume %s: %w: %w", engine.ErrUnavailable, d.entry.Volume, cause, err)
+			return d.undead(next, old, fmt.Errorf("%w: %w", cause, err))
 		}
 		d.hear(next)
 	}
-	version := ""
-	if old != nil {
-		version = old.version
-	}
-	d.tell(Event{Kind: RolledBack, Cause: cause.Error(), From: version})
+	d.tell(Event{Kind: RolledBack, Cause: cause.Error(), From: old.version})
 	d.host.log.Error("upgrade rolled back", append(d.log(), "cause", cause)...)
 	d.resume(old)
 	return fmt.Errorf("%w: volume %s: %w", ErrRolledBack, d.entry.Volume, cause)
+}
+
+// undead is where p was killed and does not die, like one that waits for a disk: requests wait until it is dead, since nobody may take its place
+// before. The other, which does not serve, is ended, so that it does not stand by for ever.
+func (d *held) undead(p, other *process, cause error) error {
+	if other != nil {
+		cause = errors.Join(cause, other.kill())
+	}
+	d.setEngine(p)
+	d.become(Waiting, cause.Error())
+	d.note(func(e *entry) { e.Engines = []running{p.running()} })
+	d.host.log.Error("engine does not die", append(d.log(), "engine", p.pid, "cause", cause)...)
+	return fmt.Errorf("%w: volume %s: %w", engine.ErrUnavailable, d.entry.Volume, cause)
 }
 
 // resume has the old engine serve again.
 func (d *held) resume(old *process) {
 	ctx, cancel := context.WithTimeout(context.Background(), stallWithin)
 	defer cancel()
-	if old != nil && !old.gone() {
+	if !old.gone() {
 		d.note(func(e *entry) { e.Engines = []running{old.running()} }) // where that fails it is named still, beside the other
 		is, err := old.pulse(ctx)
 		if err == nil && !is.Serving {

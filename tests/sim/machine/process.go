@@ -36,6 +36,7 @@ type Process struct {
 
 	// Guarded by machine.mu.
 	ending  bool
+	lingers time.Duration // how long it takes to die
 	stopped chan struct{} // closed when it goes on; nil while it runs
 	hooks   []func()      // of OnKill
 	ends    []*pipe       // that it holds
@@ -100,8 +101,31 @@ func (p *Process) OnKill(f func()) {
 // Go runs f as a part of the process that Machine.Wait waits for.
 func (p *Process) Go(f func()) { p.machine.running.Go(f) }
 
-// Kill ends the process at once, whatever it does, also where it is stopped or does this itself.
-func (p *Process) Kill() { p.machine.end([]*Process{p}, "signal: killed") }
+// Kill ends the process, whatever it does, also where it is stopped or does this itself: at once, unless it lingers.
+func (p *Process) Kill() {
+	p.machine.mu.Lock()
+	lingers := p.lingers
+	p.machine.mu.Unlock()
+	if lingers == 0 {
+		p.machine.end([]*Process{p}, "signal: killed")
+		return
+	}
+	p.Stop()
+	p.Go(func() {
+		select {
+		case <-time.After(lingers):
+			p.machine.end([]*Process{p}, "signal: killed")
+		case <-p.dead:
+		}
+	})
+}
+
+// Linger has the process take that long to die once it is killed, like one that waits for a disk. It does nothing more meanwhile.
+func (p *Process) Linger(d time.Duration) {
+	p.machine.mu.Lock()
+	defer p.machine.mu.Unlock()
+	p.lingers = d
+}
 
 // end ends processes, all of them before any of them or anybody else notices.
 func (m *Machine) end(all []*Process, cause string) {
