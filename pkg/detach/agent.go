@@ -6,10 +6,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
@@ -91,7 +91,7 @@ type Agent struct {
 	run    string // random, of this agent's life
 	notary notary
 	jobs   *jobs
-	locks  stripes // guard read-modify-write of an entry; held for no longer than that
+	locks  perVolume // guard read-modify-write of an entry, and what decides about it
 }
 
 // NewAgent returns an agent. Call Resume before the first request, and Close at the end.
@@ -105,6 +105,7 @@ func NewAgent(c AgentConfig) (*Agent, error) {
 		run:    rand.Text(),
 		notary: notary{control: c.Control, book: c.Book, log: c.Log, events: c.Events},
 		jobs:   newJobs(c.Clock),
+		locks:  perVolume{used: map[volume.ID]*userLock{}},
 	}, nil
 }
 
@@ -155,14 +156,37 @@ func (a *Agent) device(ctx context.Context, id volume.ID) (engine.Device, Device
 	return d, DeviceUnknown, fmt.Errorf("device of volume %s: %w", id, err)
 }
 
-// stripes are locks by volume; two volumes may share one.
-type stripes struct {
-	mu [64]locks.Mutex
+// perVolume are locks by volume. They are held over questions to the engine and the kernel, which may take long for one volume and must not
+// hold up another.
+type perVolume struct {
+	mu   sync.Mutex // guards the rest
+	used map[volume.ID]*userLock
+}
+
+type userLock struct {
+	locks.Mutex
+	users int // that have it or wait for it
 }
 
 // lock returns the way to unlock.
-func (s *stripes) lock(id volume.ID) func() {
-	mu := &s.mu[crc32.ChecksumIEEE([]byte(id))%uint32(len(s.mu))]
-	mu.Lock()
-	return mu.Unlock
+func (p *perVolume) lock(id volume.ID) func() {
+	p.mu.Lock()
+	l := p.used[id]
+	if l == nil {
+		l = &userLock{}
+		p.used[id] = l
+	}
+	l.users++
+	p.mu.Unlock()
+	l.Lock()
+	return func() { p.unlock(id, l) }
+}
+
+func (p *perVolume) unlock(id volume.ID, l *userLock) {
+	l.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(p.used, id)
+	}
 }
