@@ -64,12 +64,14 @@ func (s *Session) Evidence(ctx context.Context, progress func(engine.Progress)) 
 		return engine.Barrier{}, err
 	}
 	b, err := s.proof(ctx, progress)
-	if err != nil || agreed(b) || s.Config().Members.Len() == 1 {
+	if err != nil || agreed(b) {
 		return b, err
 	}
-	// What was written was read back: so it is a table of sums that is not what it was. Where members' tables differ the blocks decide.
+	// What was written was read back: so it is a table of sums that is not what it was. The blocks decide.
 	s.log.Warn("a replica's sums are not what they were; counting them anew", "volume", s.id)
-	s.regions.recount()
+	if err := s.recountSums(ctx); err != nil {
+		return engine.Barrier{}, err
+	}
 	if err := s.finish(ctx); err != nil {
 		return engine.Barrier{}, err
 	}

@@ -78,10 +78,18 @@ func (s *Session) commitOrStall(next quorum.Config) error {
 		select {
 		case <-s.background.ctx.Done():
 			s.stalled.Store(nil) // nothing waits any more
+			s.keepOut(next.Members, err)
 			return err
 		case <-time.After(stallRetry):
 		}
 		s.reopen(next.Members)
+	}
+}
+
+// keepOut fails the members that are to be excluded, and are not, since no majority takes it: they were opened again to vote for it, and may lack what others have.
+func (s *Session) keepOut(left quorum.Set, why error) {
+	for _, r := range s.view.Load().pick(s.Config().Members.Without(left)) {
+		r.Fail(fmt.Errorf("it is still to be excluded: %w", why))
 	}
 }
 

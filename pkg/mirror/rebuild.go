@@ -88,9 +88,7 @@ func (s *Session) comeBack() {
 	s.markLossy() // before they vote again
 	s.reopen(next.Members)
 	if err := s.commit(next, true); err != nil {
-		for _, r := range s.view.Load().pick(s.Config().Members.Without(next.Members)) {
-			r.Fail(fmt.Errorf("it is still to be excluded: %w", err))
-		}
+		s.keepOut(next.Members, err)
 	}
 	s.events.replicas(s)
 }
@@ -113,7 +111,7 @@ func (s *Session) reopen(leave quorum.Set) {
 		if r != nil {
 			r.Close()
 		}
-		again, err := s.readmit(v, i, voter)
+		again, err := s.readmit(v, i, voter, r != nil && r.SyncFailed())
 		if err != nil {
 			s.log.Debug("replica still away", "volume", s.id, "voter", i, "cause", err)
 			continue
@@ -128,8 +126,8 @@ func (s *Session) reopen(leave quorum.Set) {
 
 // readmit opens a returned voter and gives it the configuration in force, but for one that is still to be excluded: it is told so by the
 // configuration that excludes it, and by none, newer than what the others hold of that, in which it is a member. One that has promised a newer epoch says
-// that we were fenced.
-func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) {
+// that we were fenced. Where lost, its cache is gone: one that may still be taken for a member has recorded that before it votes again, or stays failed.
+func (s *Session) readmit(v *view, i int, voter quorum.Voter, lost bool) (*replica, error) {
 	s.renew(voter.Store)
 	r, err := s.openVoter(i, voter)
 	if errors.Is(err, store.ErrDamaged) && !v.config.Members.Has(i) {
@@ -141,8 +139,12 @@ func (s *Session) readmit(v *view, i int, voter quorum.Voter) (*replica, error) 
 		return nil, err
 	}
 	err = r.Present()
-	if err == nil && !v.config.Members.Has(i) {
+	switch {
+	case err != nil:
+	case !v.config.Members.Has(i):
 		err = r.Accept(v.config, store.Session{})
+	case lost:
+		err = r.Mark(true)
 	}
 	if err != nil {
 		r.Close()

@@ -24,16 +24,29 @@ func (s *Session) recover(ctx context.Context, newest quorum.Config, c OpenConfi
 	if err := s.findUnsettled(); err != nil || c.Warm != nil {
 		return err
 	}
-	if err := s.countSums(ctx); err != nil {
+	otherwise := func() bool { return newest.Flags.Has(quorum.Sealed) && s.regions.total().Bytes() != newest.Digest }
+	if err := s.countAndSettle(ctx, c.Progress); err != nil {
 		return err
 	}
-	if err := s.settleNow(s.regions.list(), c.Progress); err != nil {
-		return err
+	if otherwise() && s.Config().Members.Len() == 1 { // it may be the sums
+		if err := s.recountSums(ctx); err != nil {
+			return err
+		}
+		if err := s.countAndSettle(ctx, c.Progress); err != nil {
+			return err
+		}
 	}
-	if newest.Flags.Has(quorum.Sealed) && s.regions.total().Bytes() != newest.Digest {
+	if otherwise() {
 		return fmt.Errorf("%w: volume %s: no replica has the digest that was sealed", engine.ErrQuarantined, s.id)
 	}
 	return nil
+}
+
+func (s *Session) countAndSettle(ctx context.Context, progress func(engine.Progress)) error {
+	if err := s.countSums(ctx); err != nil {
+		return err
+	}
+	return s.settleNow(s.regions.list(), progress)
 }
 
 // findUnsettled makes the regions unsettled that are dirty on any member, and marks them on every one: where this session is cut

@@ -172,3 +172,51 @@ func TestMemberThatHasNotTakenThatItIsOne(t *testing.T) {
 		mustRead(t, p.next(s), pattern(2, store.BlockSize), 0)
 	})
 }
+
+// TestMemberThatLostItsCacheIsToldSoBeforeItVotes: a member's disk loses its cache, says so at a sync, and takes no record of it. It is opened again to vote for its own exclusion,
+// which finds no majority; a voter that comes back is told the members as they are, and the engine is killed. Warm, nobody goes on from it.
+func TestMemberThatLostItsCacheIsToldSoBeforeItVotes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlugLab(t, 4)
+		s := p.open(ForDevice)
+		mustWrite(t, s, pattern(1, store.BlockSize), 0)
+		for _, i := range []int{2, 3} {
+			p.trouble.is(once(vfs.OpDatasync, "data", syscall.EIO, i))
+			mustWrite(t, s, pattern(uint64(i), store.BlockSize), int64(i)*store.BlockSize)
+			if err := s.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p.trouble.is(noWrites(2, 3))
+		mustWrite(t, s, pattern(2, store.BlockSize), 0)
+		_ = p.mem.LoseUnsynced("/s1/volumes/vol/data", nil)
+		var told atomic.Bool
+		p.trouble.is(noWrites(2, 3), func(op *vfs.Op) error {
+			if calls(op, vfs.OpDatasync, 1, "meta") || told.Load() && calls(op, vfs.OpWrite, 1, "meta") {
+				told.Store(true)
+				return syscall.EIO
+			}
+			return nil
+		})
+		done := make(chan error, 1)
+		go func() { done <- s.WriteAt(pattern(3, store.BlockSize), 3*store.RegionSize) }() // its region is marked, with a sync
+		time.Sleep(stallRetry / 2)
+		if s.Stalled() == "" {
+			t.Fatal("it does not wait for a majority")
+		}
+		p.trouble.is(noWrites(2, 3))
+		time.Sleep(5 * time.Second)
+		if s.view.Load().replicas[1].Failed() != nil {
+			t.Fatal("the member was not opened again")
+		}
+		var dead atomic.Bool
+		p.trouble.is(noWrites(3), killedOnceTold(2, &dead))
+		time.Sleep(5 * time.Second)
+		if !dead.Load() {
+			t.Fatal("voter 2 was told nothing")
+		}
+		s.background.stop()
+		<-done
+		mustRead(t, p.next(s), pattern(2, store.BlockSize), 0)
+	})
+}

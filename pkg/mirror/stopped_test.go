@@ -7,6 +7,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/mirror/quorum"
@@ -210,4 +211,40 @@ func TestStopOpensAgainWhatHasFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	agreeing(t, l.detach(s), 2)
+}
+
+// TestSealThatEndsAWaitForAMajority: all is proved, and a read finds a bad block on one of four replicas, whose disk refuses to write it, once. Two others are away, so that
+// its exclusion waits, for which it is opened again and votes. Then the seal is asked for, and ends the wait: the replica is no member that is well for that, and attests to nothing
+// before it has failed, was excluded and rebuilt.
+func TestSealThatEndsAWaitForAMajority(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, trouble, _ := troubledLab(t, 4)
+		s := l.open(ForDevice)
+		mustWrite(t, s, pattern(1, store.BlockSize), 0)
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.Evidence(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.flip(2, 0, 1)
+		trouble.is(noWrites(1, 3), once(vfs.OpWrite, "data", syscall.EIO, 2))
+		bad := []int64{0}
+		done := make(chan error, 1)
+		go func() { done <- s.mendBlocks(bad) }()
+		time.Sleep(10 * stallRetry)
+		if s.Stalled() == "" {
+			t.Fatal("it does not wait for a majority")
+		}
+		if err := s.Seal(b, []byte("receipt")); !errors.Is(err, engine.ErrUnavailable) {
+			t.Fatalf("seal with two stores of four: %v", err)
+		}
+		if err := <-done; !errors.Is(err, engine.ErrUnavailable) {
+			t.Errorf("exclusion without a majority: %v", err)
+		}
+		allFailed(t, s, []int{2})
+		trouble.is()
+		agreeing(t, l.detach(s), 3)
+	})
 }

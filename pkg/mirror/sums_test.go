@@ -68,3 +68,46 @@ func TestSumThatRotsDoesNotSpread(t *testing.T) {
 		t.Errorf("the receipt says %v, and the same content had %v", b.Expected, right.Expected)
 	}
 }
+
+// TestSumOfTheOnlyReplicaRots: no other table says so. A detach finds it by the checksums, whether the region was written in since or not, and so does an attach.
+func TestSumOfTheOnlyReplicaRots(t *testing.T) {
+	for _, since := range []bool{false, true} {
+		mem := vfs.NewMem()
+		l := newLab(t, mem, "/", 1, 16<<20)
+		s := l.open(ForDevice)
+		for region := range int64(2) {
+			mustWrite(t, s, pattern(uint64(region), store.BlockSize), region*store.RegionSize)
+		}
+		s.verifyQuiet(context.Background(), 0)
+		rotSum(t, mem, 0, 1)
+		if since {
+			mustWrite(t, s, pattern(2, store.BlockSize), store.RegionSize+store.BlockSize)
+		}
+		b := l.detach(s)
+		if agreeing(t, b, 1); len(b.Unresolved) > 0 {
+			t.Errorf("written in since: %t: unresolved %+v", since, b.Unresolved)
+		}
+		rotSum(t, mem, 0, 1)
+		again := l.detach(l.open(ForDevice))
+		if agreeing(t, again, 1); !again.Expected.Equal(b.Expected) {
+			t.Errorf("written in since: %t: %v was sealed, and it is %v", since, b.Expected, again.Expected)
+		}
+	}
+}
+
+// TestBlockOfTheOnlyReplicaRots: a sum and the block's checksum are right, or neither is: what does not match is never made the content.
+func TestBlockOfTheOnlyReplicaRots(t *testing.T) {
+	mem := vfs.NewMem()
+	l := newLab(t, mem, "/", 1, 16<<20)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(1, store.BlockSize), store.RegionSize)
+	s.verifyQuiet(context.Background(), 0)
+	rotSum(t, mem, 0, 1)
+	l.flip(0, store.RegionBlocks, 1)
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Evidence(t.Context(), nil); err != nil || len(b.Unresolved) != 1 {
+		t.Errorf("%+v, %v", b, err)
+	}
+}
