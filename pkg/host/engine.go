@@ -268,9 +268,29 @@ func (r *runner) mourn(s Session) {
 		return // it yielded
 	}
 	if text, err := json.Marshal(s.Words()); err == nil {
-		write(r.Files, r.opening.Words, text) //nolint:errcheck // without it the next engine finds out by itself
+		r.leaveWords(text)
 	}
 	r.end(fmt.Errorf("volume %s: its engine can serve no more", s.Name()))
+}
+
+// wordsEvery is the pace at which the last words are tried again.
+const wordsEvery = time.Second
+
+// leaveWords writes the last words, and does not return before they are written: nobody else may know what they say, and where they cannot be written
+// neither can the host name an engine after this one.
+func (r *runner) leaveWords(text []byte) {
+	for {
+		err := write(r.Files, r.opening.Words, text)
+		if err == nil {
+			return
+		}
+		r.log.Error("last words cannot be written; requests wait until they are", "volume", r.opening.Volume, "error", err)
+		select {
+		case <-r.over:
+			return
+		case <-time.After(wordsEvery):
+		}
+	}
 }
 
 // yield stops serving. ErrBusy where requests in flight do not end within the bound: then it serves on.
