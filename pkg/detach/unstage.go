@@ -230,9 +230,16 @@ func (a *Agent) released(ctx context.Context, e *Entry, outcome error) error {
 	})
 }
 
-// note changes the entry durably.
+// note changes the entry durably. Targets that went since the job has read it stay gone.
 func (a *Agent) note(e *Entry, change func()) error {
 	defer a.locks.lock(e.Attachment.Volume)()
+	now, found, err := a.c.Journal.Get(e.Attachment.Volume)
+	if err != nil {
+		return err
+	}
+	if found {
+		e.Targets, e.Idle = now.Targets, now.Idle
+	}
 	change()
 	return a.c.Journal.Put(*e)
 }
