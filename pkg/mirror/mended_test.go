@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -67,4 +68,35 @@ func TestReadWhereOneDiskFailsAfterTheOther(t *testing.T) {
 	if reads < 6 {
 		t.Errorf("%d reads: the disks have not failed one after the other", reads)
 	}
+}
+
+// TestRebuildLooksWhereChecksumsCannotBeRead: a disk cannot read the checksums of a region that is clean before they are written anew. The scrub that finds it excludes the replica,
+// and its rebuild writes them anew: it does not stand behind a receipt with what cannot be read.
+func TestRebuildLooksWhereChecksumsCannotBeRead(t *testing.T) {
+	l, trouble, _ := troubledLab(t, 3)
+	s := l.open(ForDevice)
+	mustWrite(t, s, pattern(1, store.BlockSize), 0)
+	s.verifyQuiet(t.Context(), 0)
+	var written atomic.Bool
+	trouble.is(func(op *vfs.Op) error {
+		switch at := op.Offset < store.DataOffset(0); {
+		case at && calls(op, vfs.OpWrite, 2, "data"):
+			written.Store(true)
+		case at && calls(op, vfs.OpRead, 2, "data") && !written.Load():
+			return syscall.EIO
+		}
+		return nil
+	})
+	if _, err := s.ScrubNow(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Config().Members; got != quorum.SetOf(0, 1) {
+		t.Fatalf("members %v", got.Indexes())
+	}
+	s.bringBack(t.Context())
+	agreeing(t, l.detach(s), 3)
+	if !written.Load() {
+		t.Error("the receipt is of a replica whose checksums cannot be read")
+	}
+	l.holds(t, 2, pattern(1, store.BlockSize), 0)
 }

@@ -155,7 +155,7 @@ func (s *Session) scrubChunk(index, first int64) (volume.Bytes, error) {
 	want = want.without(&left)
 	images, failed := readImages(s.hash, s.view.Load().members(), index, &want)
 	if len(failed) > 0 {
-		return 0, s.exclude(failed)
+		return 0, s.exclude(failed.marked(index))
 	}
 	var read volume.Bytes
 	wrong := map[int64]struct{}{}
@@ -172,6 +172,14 @@ func (s *Session) scrubChunk(index, first int64) (volume.Bytes, error) {
 		return read, err
 	}
 	return read, s.flushShared()
+}
+
+// marked are the failures, with the region marked on the replicas: a rebuild looks there.
+func (f failures) marked(region int64) (out failures) {
+	for _, x := range f {
+		out = append(out, failure{x.replica, errors.Join(x.err, x.replica.MarkDirty([]int64{region}))})
+	}
+	return out
 }
 
 // ScrubNow verifies the whole volume once, without pause, and says what it found.
