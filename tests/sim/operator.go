@@ -10,6 +10,7 @@ import (
 	"github.com/belay-storage/belay/pkg/detach"
 	"github.com/belay-storage/belay/pkg/engine"
 	"github.com/belay-storage/belay/pkg/volume"
+	"github.com/belay-storage/belay/tests/sim/machine"
 )
 
 // ask is what an operator, a monitor or an impatient orchestrator asks for beside everything else. It may be refused.
@@ -69,6 +70,9 @@ func (w *world) override(at volume.Attachment, cause error) {
 	if !errors.Is(cause, detach.ErrDataLoss) || w.plan.profile != ruin || !w.healed() {
 		return
 	}
+	if w.engineGaveUp() {
+		w.guest.giveUpRotten()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.overridden == nil || w.overridden.Epoch != at.Epoch {
@@ -106,7 +110,30 @@ func (o *orchestrator) salvage(ctx context.Context, s *server, cause error) {
 // giveUpRotten notes that blocks that have rotted may hold anything from now on, and that the voters are whom the operator decides for.
 func (w *world) giveUpRotten() {
 	w.invariants.voters = nil
-	w.guest.mu.Lock()
-	defer w.guest.mu.Unlock()
-	w.guest.givenUp = w.guest.rotten
+	w.guest.giveUpRotten()
+}
+
+func (g *guest) giveUpRotten() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.givenUp = g.rotten
+}
+
+// engineEnds notes that an engine ends that nobody has killed, as it does where its only disk rots in the very moment in which it mends it. It leaves dirty regions, and what rotted
+// in one of them is told by nothing from a write that was not flushed (pkg/mirror/DESIGN.md, Unsettled blocks). That the volume was let go is told by the forced receipt alone then.
+func (w *world) engineEnds(of *machine.Process, err error) {
+	select {
+	case <-of.Dead():
+		return
+	default:
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gaveUp = w.gaveUp || err != nil
+}
+
+func (w *world) engineGaveUp() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gaveUp
 }

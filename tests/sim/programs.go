@@ -83,7 +83,9 @@ func (p *programs) files(of *machine.Process) vfs.FS {
 func (p *programs) install() {
 	for _, version := range []string{"1", "2"} {
 		p.machine.Install(program+version, func(ctx context.Context, of *machine.Process, e host.EngineProcess) error {
-			return e.Run(ctx, p.engineProgram(of, version), p.log)
+			err := e.Run(ctx, p.engineProgram(of, version), p.log)
+			p.w.engineEnds(of, err)
+			return err
 		})
 	}
 	p.machine.Install("/bad/exits", func(context.Context, *machine.Process, host.EngineProcess) error { return errors.New("exit status 2") })

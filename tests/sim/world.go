@@ -50,6 +50,7 @@ type world struct {
 	silent     error
 	lostReason string
 	lastLoss   time.Time // when a disk last lost its cache and said so
+	gaveUp     bool      // an engine ended by itself: what it had read back last was not what it had just written
 
 	// Of the attachment there is now.
 	device     *attached
