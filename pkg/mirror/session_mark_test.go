@@ -8,7 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/belay-storage/belay/pkg/mirror/quorum"
 	"github.com/belay-storage/belay/pkg/mirror/store"
 	"github.com/belay-storage/belay/pkg/vfs"
 	"github.com/belay-storage/belay/pkg/volume"
@@ -102,6 +101,18 @@ func killedOnceTold(voter int, dead *atomic.Bool) vfs.Hook {
 	}
 }
 
+// killedOnceVoter2IsTold has voter 2 come back, and the engine, which waits for a majority, be killed as soon as that voter is told the members.
+func (p plugLab) killedOnceVoter2IsTold(s *Session) {
+	p.t.Helper()
+	var dead atomic.Bool
+	p.trouble.is(noWrites(3), killedOnceTold(2, &dead))
+	time.Sleep(5 * time.Second)
+	if !dead.Load() {
+		p.t.Fatal("voter 2 was told nothing")
+	}
+	s.background.stop()
+}
+
 // TestMemberToBeExcludedIsNoSource: a member's disk was away and has lost its cache. It votes for its own exclusion, which finds no majority; a voter
 // that comes back is told the members as they are, and the engine is killed. Warm, nobody goes on from it. (tests/model: CLOSED_EARLY.)
 func TestMemberToBeExcludedIsNoSource(t *testing.T) {
@@ -109,16 +120,7 @@ func TestMemberToBeExcludedIsNoSource(t *testing.T) {
 		p := newPlugLab(t, 4)
 		s := p.open(ForDevice)
 		mustWrite(t, s, pattern(1, store.BlockSize), 0)
-		for _, i := range []int{2, 3} {
-			p.trouble.is(once(vfs.OpDatasync, "data", syscall.EIO, i))
-			mustWrite(t, s, pattern(uint64(i), store.BlockSize), int64(i)*store.BlockSize)
-			if err := s.Flush(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got := s.Config().Members; got != quorum.SetOf(0, 1) {
-			t.Fatalf("members %v", got.Indexes())
-		}
+		leaveOut(t, s, p.trouble, 2, 3)
 		p.trouble.is(noWrites(2, 3))
 		mustWrite(t, s, pattern(2, store.BlockSize), 0)
 		p.replug()
@@ -129,13 +131,7 @@ func TestMemberToBeExcludedIsNoSource(t *testing.T) {
 		if s.Stalled() == "" {
 			t.Fatal("it does not wait for a majority")
 		}
-		var dead atomic.Bool
-		p.trouble.is(noWrites(3), killedOnceTold(2, &dead))
-		time.Sleep(5 * time.Second)
-		if !dead.Load() {
-			t.Fatal("voter 2 was told nothing")
-		}
-		s.background.stop()
+		p.killedOnceVoter2IsTold(s)
 		<-done
 		mustRead(t, p.next(s), pattern(2, store.BlockSize), 0)
 	})
@@ -180,13 +176,7 @@ func TestMemberThatLostItsCacheIsToldSoBeforeItVotes(t *testing.T) {
 		p := newPlugLab(t, 4)
 		s := p.open(ForDevice)
 		mustWrite(t, s, pattern(1, store.BlockSize), 0)
-		for _, i := range []int{2, 3} {
-			p.trouble.is(once(vfs.OpDatasync, "data", syscall.EIO, i))
-			mustWrite(t, s, pattern(uint64(i), store.BlockSize), int64(i)*store.BlockSize)
-			if err := s.Flush(); err != nil {
-				t.Fatal(err)
-			}
-		}
+		leaveOut(t, s, p.trouble, 2, 3)
 		p.trouble.is(noWrites(2, 3))
 		mustWrite(t, s, pattern(2, store.BlockSize), 0)
 		_ = p.mem.LoseUnsynced("/s1/volumes/vol/data", nil)
@@ -209,13 +199,7 @@ func TestMemberThatLostItsCacheIsToldSoBeforeItVotes(t *testing.T) {
 		if s.view.Load().replicas[1].Failed() != nil {
 			t.Fatal("the member was not opened again")
 		}
-		var dead atomic.Bool
-		p.trouble.is(noWrites(3), killedOnceTold(2, &dead))
-		time.Sleep(5 * time.Second)
-		if !dead.Load() {
-			t.Fatal("voter 2 was told nothing")
-		}
-		s.background.stop()
+		p.killedOnceVoter2IsTold(s)
 		<-done
 		mustRead(t, p.next(s), pattern(2, store.BlockSize), 0)
 	})

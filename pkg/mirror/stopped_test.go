@@ -20,16 +20,26 @@ func alone(t *testing.T, s *Session, trouble *trouble) (others []int) {
 	t.Helper()
 	for i := 1; i < len(s.Config().Voters); i++ {
 		others = append(others, i)
+	}
+	leaveOut(t, s, trouble, others...)
+	return others
+}
+
+// leaveOut has the replicas excluded, one after the other. Each has failed a sync, once; now they are well.
+func leaveOut(t *testing.T, s *Session, trouble *trouble, others ...int) {
+	t.Helper()
+	left := s.Config().Members
+	for _, i := range others {
+		left = left.Without(quorum.SetOf(i))
 		trouble.is(once(vfs.OpDatasync, "data", syscall.EIO, i))
 		mustWrite(t, s, pattern(uint64(i), store.BlockSize), int64(i)*store.BlockSize)
 		if err := s.Flush(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got := s.Config().Members; got != quorum.SetOf(0) {
+	if got := s.Config().Members; got != left {
 		t.Fatalf("members %v", got.Indexes())
 	}
-	return others
 }
 
 // allFailed wants the voters to have failed: none of them answers.
