@@ -206,9 +206,9 @@ func (s *Session) makeClean(regions []int64) error {
 		r.mu.Lock()
 		if r.written.empty() {
 			done = append(done, i)
-		}
-		if r.written.empty() && !r.found {
-			sums[i] = r.sum
+			if !r.found {
+				sums[i] = r.sum
+			}
 		}
 		r.mu.Unlock()
 	}
